@@ -1,0 +1,67 @@
+"""Who runs where: three groups, each with devices of its own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rayalign.config.base import NonNegativeInt, Positive, PositiveInt, Strict
+
+
+class GroupPlacement(Strict):
+    """Resources of one group. One worker a GPU, or `workers` processes of `cpus` threads without GPUs."""
+
+    gpus: NonNegativeInt = Field(0, description="GPUs of the whole group")
+    workers: PositiveInt | None = Field(None, description="processes; by default one for each GPU, or one")
+    cpus: PositiveInt = Field(1, description="cores, and so threads, of each worker")
+
+
+class RolloutPlacement(GroupPlacement):
+    """The vLLM group: gpus / tensor_parallel replicas."""
+
+    tensor_parallel: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _replicas_are_whole(self) -> RolloutPlacement:
+        if self.gpus % self.tensor_parallel:
+            raise ValueError(
+                f"gpus ({self.gpus}) must be a multiple of tensor_parallel ({self.tensor_parallel}); change one of them"
+            )
+        return self
+
+
+class DeadlineConfig(Strict):
+    """Seconds after which a call counts as lost. Nothing waits for ever."""
+
+    start_s: Positive = Field(600.0, description="placing and starting the workers of a group")
+    call_s: Positive = Field(1800.0, description="one generation, update, scoring or save")
+    sync_s: Positive = Field(300.0, description="one weight sync")
+
+
+class PlacementConfig(Strict):
+    """Where the three groups run. `inprocess` runs the same engines in this process, for a debugger."""
+
+    backend: Literal["ray", "inprocess"] = "ray"
+    address: str | None = Field(None, description='a running cluster\'s address or "auto"; else a local one is started')
+    rollout: RolloutPlacement = RolloutPlacement()
+    reward: GroupPlacement = GroupPlacement()
+    policy: GroupPlacement = GroupPlacement()
+    colocate: bool = Field(False, description="all groups on the same GPUs, taking turns through vLLM's sleep mode")
+    share_cores: bool | None = Field(
+        None, description="groups that take turns may use the same cores; by default yes where no group has a GPU"
+    )
+    weight_sync: Literal["auto", "nccl", "ipc", "gloo"] = Field(
+        "auto", description="auto: nccl between GPUs, ipc when colocated, gloo on CPU"
+    )
+    gpu_memory_frac: Positive = Field(0.85, le=1, description="of a GPU's memory, for vLLM")
+    kv_cache_gib: Positive = Field(0.5, description="memory for vLLM's KV cache where there is no GPU")
+    object_store_mib: PositiveInt = Field(256, ge=75, description="of a Ray started here")
+    deadlines: DeadlineConfig = DeadlineConfig()
+
+    @model_validator(mode="after")
+    def _colocation_has_one_size(self) -> PlacementConfig:
+        gpus = {self.rollout.gpus, self.reward.gpus, self.policy.gpus}
+        if self.colocate and (0 in gpus or len(gpus) > 1):
+            raise ValueError("colocate needs the same number of gpus (at least 1) in rollout, reward and policy")
+        return self

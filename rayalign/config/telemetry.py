@@ -1,0 +1,31 @@
+"""Where the metrics go. `metrics.jsonl` in the run folder is always written."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rayalign.config.base import Strict
+
+
+class WandbConfig(Strict):
+    """Weights & Biases; needs `pip install rayalign[wandb]`."""
+
+    project: str
+    entity: str | None = None
+    mode: str = Field("online", pattern="^(online|offline|disabled)$")
+
+
+class MlflowConfig(Strict):
+    """MLflow; needs `pip install rayalign[mlflow]`."""
+
+    tracking_uri: str
+    experiment: str = "rayalign"
+
+
+class TelemetryConfig(Strict):
+    """Sinks beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: WandbConfig | None = None
+    mlflow: MlflowConfig | None = None
+    progress: bool = Field(True, description="progress bars on a terminal; plain lines elsewhere")

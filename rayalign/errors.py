@@ -1,0 +1,33 @@
+"""The errors a person meets. Each is one line: what, where, what to do."""
+
+
+class RayalignError(Exception):
+    """Something went wrong while running; the command exits with code 1."""
+
+
+class UserError(RayalignError):
+    """Something the user can mend (a config key, a path, a row); the command exits with code 2."""
+
+
+class ConfigError(UserError):
+    """The configuration is not valid; the message names the key."""
+
+
+class DataError(UserError):
+    """The data is not valid; the message names the file and the line."""
+
+
+class PlacementError(UserError):
+    """The resources a config asks for are not there; the message names the missing bundle."""
+
+
+class CallFailed(RayalignError):
+    """A call to an actor failed, died or ran out of time; the message names actor, phase and version."""
+
+
+class SyncError(RayalignError):
+    """A weight sync delivered nothing, stale or wrong weights; nothing sampled with them is used."""
+
+
+class StaleSamples(RayalignError):
+    """Samples older than `max_staleness` policy versions reached an update."""
