@@ -125,7 +125,7 @@ class ImportanceConfig(Strict):
 
     level: Literal["token", "sequence"] = "token"
     mode: Literal["off", "truncate", "mask"] = "truncate"
-    cap: Positive = Field(2.0, description="weights above it are cut to it (truncate) or to 0 (mask)")
+    cap: Number = Field(2.0, ge=1, description="weights above it are cut to it (truncate) or to 0 (mask)")
 
 
 class PolicyStepConfig(Strict):

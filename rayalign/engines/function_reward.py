@@ -1,0 +1,51 @@
+"""A fixed reward from a plain function of texts: nothing is learned, the rest of the loop is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rayalign.errors import RayalignError
+from rayalign.types import Rollout, Scores, Sequences
+
+RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+
+
+class FunctionReward:
+    """Scores (prompt texts, response texts) with a user's function; satisfies the RewardWorker Protocol.
+
+    Args:
+        function: maps B prompts and B responses to B finite numbers.
+        decode: token ids to text, without the end token.
+    """
+
+    def __init__(self, function: RewardFunction, decode: Callable[[np.ndarray], str]) -> None:
+        self._function = function
+        self._decode = decode
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Nothing to learn."""
+        return {}
+
+    def score(self, rollouts: Sequence[Rollout]) -> Scores:
+        """All samples' scores, in order."""
+        return self.score_sequences(Sequences.concatenate([r.sequences for r in rollouts]))
+
+    def score_sequences(self, sequences: Sequences) -> Scores:
+        """Scores of stored sequences. Raises RayalignError if the function gives another number of values."""
+        prompts = [self._decode(tokens) for tokens in sequences.prompts()]
+        responses = [self._decode(tokens) for tokens in sequences.responses()]
+        values = np.asarray(self._function(prompts, responses), dtype=np.float32)
+        if values.shape != (len(sequences),):
+            raise RayalignError(
+                f"the reward function gave {values.shape} values for {len(sequences)} samples; return one number each"
+            )
+        return Scores(np.arange(len(sequences)), values, reward_version=0)
+
+    def save(self, folder: str) -> None:
+        """A function has no weights; the folder says what it was."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        name = getattr(self._function, "__qualname__", repr(self._function))
+        (Path(folder) / "README.md").write_text(f"A fixed reward, computed by the function `{name}`.\n")

@@ -1,0 +1,288 @@
+"""The learner: one model under DeepSpeed, stepped on sums that are divided once by a global count.
+
+DeepSpeed averages gradients over ranks and over its own accumulation steps. Here a step is a list of micro-batches of
+any number and size, so accumulation is driven by hand and the loss is scaled to undo the average over ranks: the
+gradient is (sum over all ranks and micro-batches) / denominator, whatever the split.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from rayalign.config.model import LearnerConfig, OptimizerConfig
+from rayalign.data.ragged import micro_batches, shard_rows
+from rayalign.errors import RayalignError
+from rayalign.models.batch import TokenBatch, token_batch
+from rayalign.telemetry.metrics import Last, Metrics, merge
+from rayalign.types import Sequences
+
+
+class SavedModel(Protocol):
+    """A module that knows the names of its weights in a checkpoint."""
+
+    def wire_name(self, name: str) -> str | None:
+        """The checkpoint's name of a parameter; None if it is not part of the checkpoint."""
+
+    def save(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Writes a Hugging Face folder."""
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss gives back for one micro-batch: a sum, and metrics that know how they reduce."""
+
+    loss_sum: torch.Tensor
+    metrics: Metrics
+
+
+LossFn = Callable[[Any, TokenBatch], LossOutput]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among the ranks of its group."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Rank:
+        """RANK and WORLD_SIZE as the placement set them; alone if unset."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+class Learner:
+    """Trains one module under DeepSpeed. Every rank makes every call with the same global batch.
+
+    Args:
+        module: gives the loss function what it needs for a TokenBatch, and knows its weights' names.
+        optimizer: AdamW's settings; `total_steps` ends its schedule.
+        learner: ZeRO stage, micro-batch budget, packing.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        optimizer: OptimizerConfig,
+        learner: LearnerConfig,
+        *,
+        total_steps: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.module = module
+        self.rank = Rank.from_environment()
+        self.device = device
+        self.steps_done = 0
+        self._learner = learner
+        self._optimizer_config = optimizer
+        self._total_steps = total_steps
+        deepspeed = _deepspeed()
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            trainable,
+            lr=optimizer.learning_rate,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self._optimizer, config=_deepspeed_config(learner, optimizer, _dtype(module))
+        )
+
+    def step(self, sequences: Sequences, loss_fn: LossFn, *, denominator: float, group_size: int = 1) -> Metrics:
+        """One optimiser step on the gradient of (sum of losses over all sequences) / denominator.
+
+        Each rank runs its share; `group_size` consecutive rows (the two sides of a pair) are never torn apart. Raises
+        RayalignError for a gradient that is not finite.
+        """
+        batches = self.micro_batches(sequences, group_size=group_size)
+        scale = self.rank.world_size / denominator
+        parts: list[Metrics] = []
+        self._engine.zero_grad()
+        for place, (rows, weight) in enumerate(batches):
+            batch = token_batch(sequences, rows, packing=self._learner.packing, device=self.device)
+            self._engine.set_gradient_accumulation_boundary(place == len(batches) - 1)
+            output = loss_fn(self._engine, batch)
+            self._engine.backward(output.loss_sum * (scale * weight))
+            if weight:
+                parts.append(output.metrics)
+        self._set_learning_rate()
+        self._engine.step()
+        self.steps_done += 1
+        return self._gathered(merge(parts)) | self._step_metrics()
+
+    def micro_batches(self, sequences: Sequences, *, group_size: int = 1) -> list[tuple[np.ndarray, float]]:
+        """This rank's (rows, weight) pairs, as many on every rank: ZeRO's collectives need the same number of passes.
+
+        A rank with fewer repeats the first group at weight 0.
+        """
+        packing, budget = self._learner.packing, self._learner.micro_batch_tokens
+        lengths = sequences.tokens.lengths.reshape(-1, group_size)
+        # A padded group costs its longest member for each of its rows, a packed one the sum of its members.
+        costs = lengths.sum(axis=1) if packing else lengths.max(axis=1)
+        max_tokens = budget if packing else budget // group_size
+
+        def of_rank(rank: int) -> list[np.ndarray]:
+            groups = shard_rows(costs, self.rank.world_size, rank)
+            return [groups[b] for b in micro_batches(costs[groups], max_tokens=max_tokens, packing=packing)]
+
+        plans = [of_rank(rank) for rank in range(self.rank.world_size)]
+        longest = max(1, max(len(plan) for plan in plans))
+        own = [(groups, 1.0) for groups in plans[self.rank.rank]]
+        own += [(np.array([0]), 0.0)] * (longest - len(own))
+        members = np.arange(group_size)
+        return [((groups[:, None] * group_size + members).reshape(-1), weight) for groups, weight in own]
+
+    @torch.no_grad()
+    def map(
+        self, sequences: Sequences, function: Callable[[Any, TokenBatch], torch.Tensor]
+    ) -> list[tuple[np.ndarray, torch.Tensor]]:
+        """Applies a function of (module, batch) to this rank's share, without gradients: (rows, result) pairs."""
+        results = []
+        for rows, weight in self.micro_batches(sequences):
+            batch = token_batch(sequences, rows, packing=self._learner.packing, device=self.device)
+            result = function(self._engine, batch)
+            if weight:
+                results.append((rows, result))
+        return results
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """One small value from each rank, in rank order."""
+        if self.rank.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.rank.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(checkpoint name, full tensor) of every parameter; a collective under ZeRO-3, so all ranks iterate."""
+        import deepspeed
+
+        for name, parameter in self.module.named_parameters():
+            wire_name = self.module.wire_name(name)
+            if wire_name is None:
+                continue
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._learner.zero_stage == 3):
+                yield wire_name, parameter.detach()
+
+    def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """(checkpoint name, dtype, full shape) of every parameter, without gathering anything."""
+        return [
+            (wire_name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+            for name, parameter in self.module.named_parameters()
+            if (wire_name := self.module.wire_name(name)) is not None
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Writes the model as a Hugging Face folder from rank 0; all ranks call it."""
+        weights = {name: tensor.cpu().clone() for name, tensor in self.weights()}
+        if self.rank.rank == 0:
+            self.module.save(folder, weights)
+
+    def _set_learning_rate(self) -> None:
+        rate = self._optimizer_config.learning_rate * schedule_factor(
+            self._optimizer_config, self.steps_done, self._total_steps
+        )
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _gathered(self, metrics: Metrics) -> Metrics:
+        """Metrics of all ranks, merged."""
+        return merge(self.all_gather(metrics))
+
+    def _step_metrics(self) -> Metrics:
+        norm = self._engine.get_global_grad_norm()
+        metrics: Metrics = {"learning_rate": Last(self._engine.optimizer.param_groups[0]["lr"])}
+        if norm is not None:
+            if not np.isfinite(float(norm)):
+                raise RayalignError(f"the gradient is not finite at optimiser step {self.steps_done}")
+            metrics["grad_norm"] = Last(float(norm))
+        return metrics
+
+
+def frozen_reference(module: nn.Module, learner: LearnerConfig) -> Any:
+    """A module for inference only, sharded like the trained one under ZeRO-3."""
+    module.eval().requires_grad_(False)
+    if learner.zero_stage < 3:
+        return module
+    engine, *_ = _deepspeed().initialize(
+        model=module,
+        config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}, **_precision(_dtype(module))},
+    )
+    return engine.eval()
+
+
+def schedule_factor(optimizer: OptimizerConfig, step: int, total_steps: int) -> float:
+    """The learning rate at `step` (from 0) as a share of its peak: linear warm-up, then the schedule to the end."""
+    if step < optimizer.warmup_steps:
+        return (step + 1) / (optimizer.warmup_steps + 1)
+    if optimizer.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - optimizer.warmup_steps) / max(1, total_steps - optimizer.warmup_steps))
+    return 1.0 - progress if optimizer.schedule == "linear" else 0.5 * (1.0 + float(np.cos(np.pi * progress)))
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch and numpy in this process."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def init_distributed() -> None:
+    """Joins the group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or makes a group of one."""
+    if torch.distributed.is_initialized():
+        return
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
+        # A group of one meets in memory; no port to collide on.
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    _deepspeed().init_distributed(dist_backend=backend, verbose=False)
+
+
+def _deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    return deepspeed
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _precision(dtype: torch.dtype) -> dict[str, Any]:
+    return {"bf16": {"enabled": True}} if dtype == torch.bfloat16 else {}
+
+
+def _deepspeed_config(learner: LearnerConfig, optimizer: OptimizerConfig, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # bookkeeping only; micro-batches are made here
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.clip_norm,
+        "zero_optimization": {"stage": learner.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        **_precision(dtype),
+        **learner.deepspeed,
+    }
+
+
+def concatenated_rows(results: Sequence[tuple[np.ndarray, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, values) of `Learner.map` results with one value a row, as two flat arrays."""
+    if not results:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+    rows = np.concatenate([rows for rows, _ in results]).astype(np.int64)
+    return rows, np.concatenate([values.float().cpu().numpy() for _, values in results])

@@ -1,0 +1,51 @@
+"""Maximum likelihood on demonstrations: the forward KL of all the papers (AfD eq. 2.1), on the same learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rayalign.config.model import LearnerConfig, ModelConfig, OptimizerConfig
+from rayalign.engines.learner import Learner, LossOutput, init_distributed, seed_everything
+from rayalign.models.batch import TokenBatch
+from rayalign.models.policy import PolicyModel
+from rayalign.objectives.likelihood import negative_log_likelihood
+from rayalign.telemetry.metrics import Mean, Metrics, Sum
+from rayalign.types import Sequences
+
+
+class SftEngine:
+    """One rank of supervised fine-tuning. The loss is nats a token, averaged over all response tokens of a step."""
+
+    def __init__(
+        self,
+        path: str | None,
+        model: ModelConfig,
+        learner: LearnerConfig,
+        optimizer: OptimizerConfig,
+        *,
+        scratch: dict[str, Any] | None,
+        total_steps: int,
+        seed: int,
+        device: str = "cpu",
+    ) -> None:
+        init_distributed()
+        seed_everything(seed)
+        self._policy = PolicyModel.load(path, model, learner, scratch=scratch).to(device)
+        self._learner = Learner(self._policy, optimizer, learner, total_steps=total_steps, device=device)
+
+    def fit(self, sequences: Sequences) -> Metrics:
+        """One optimiser step on these demonstrations."""
+        metrics = self._learner.step(sequences, _nll, denominator=sequences.num_response_tokens)
+        return metrics | {"num_response_tokens": Sum(sequences.num_response_tokens)}
+
+    def save(self, folder: str) -> None:
+        """Writes the model as a Hugging Face folder (rank 0); every rank calls it."""
+        with self._policy.merged():
+            self._learner.save(Path(folder))
+
+
+def _nll(model: Any, batch: TokenBatch) -> LossOutput:
+    policy_logprobs, _ = model(batch)
+    loss_sum = negative_log_likelihood(policy_logprobs)
+    return LossOutput(loss_sum, {"nll_token": Mean(float(loss_sum.detach()), policy_logprobs.numel())})

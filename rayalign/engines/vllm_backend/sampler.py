@@ -1,0 +1,204 @@
+"""The sampler: vLLM in this process, drawing responses with their log-probs, its weights replaced while it lives."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from rayalign.config.model import ModelConfig
+from rayalign.config.stages import SamplingConfig
+from rayalign.errors import SyncError, UserError
+from rayalign.types import Ragged, Rollout, Sequences, TokenizedPrompts, WeightReport
+
+
+class VllmSampler:
+    """Draws from a policy with vLLM's offline engine, in process, on the devices this process sees.
+
+    `weight_transfer` names vLLM's transfer backend (nccl, ipc) or one of ours (gloo, local). Raises UserError for a
+    folder that vLLM cannot load.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        model: ModelConfig,
+        *,
+        end_token_ids: Sequence[int],
+        threads: int,
+        seed: int = 0,
+        tensor_parallel: int = 1,
+        weight_transfer: str = "local",
+        gpu_memory_frac: float = 0.85,
+        kv_cache_gib: float = 0.5,
+        sleep_mode: bool = False,
+    ) -> None:
+        _prepare_environment(threads)
+        from vllm import LLM
+        from vllm.config.weight_transfer import WeightTransferConfig
+
+        from rayalign.engines.vllm_backend.transfer import register
+
+        register()
+        logging.getLogger("vllm").setLevel(logging.WARNING)
+        on_gpu = torch.cuda.is_available()
+        memory = {"gpu_memory_utilization": gpu_memory_frac} if on_gpu else {
+            "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)
+        }
+        try:
+            self._llm = LLM(
+                path,
+                dtype=model.dtype,
+                skip_tokenizer_init=True,
+                trust_remote_code=model.trust_remote_code,
+                tensor_parallel_size=tensor_parallel,
+                max_model_len=model.max_length,
+                logprobs_mode="processed_logprobs",
+                enable_sleep_mode=sleep_mode,
+                enforce_eager=not on_gpu,
+                seed=seed,
+                weight_transfer_config=WeightTransferConfig(backend=weight_transfer),
+                **memory,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"vLLM cannot load {path}: {_first_line(error)}") from error
+        self._end_token_ids = list(end_token_ids)
+        self._weight_transfer = weight_transfer
+        self._version = 0
+
+    def generate(
+        self, prompts: TokenizedPrompts, sampling: SamplingConfig, *, num_per_prompt: int, seed: int
+    ) -> Rollout:
+        """Draws `num_per_prompt` responses for each prompt.
+
+        Each prompt's randomness comes from `seed` and its prompt id alone, so neither batching nor the number of
+        replicas changes a sample. Rows come out prompt by prompt.
+        """
+        started = time.perf_counter()
+        outputs = self._llm.generate(
+            [self._request(tokens) for tokens in prompts.tokens],
+            [self._params(sampling, num_per_prompt, seed, int(i)) for i in prompts.prompt_ids],
+            use_tqdm=False,
+        )
+        rows = [
+            (list(output.prompt_token_ids), completion, prompt_id)
+            for output, prompt_id in zip(outputs, prompts.prompt_ids, strict=True)
+            for completion in output.outputs
+        ]
+        return self._rollout(rows, time.perf_counter() - started)
+
+    def _request(self, tokens: np.ndarray) -> Any:
+        # The salt keeps a prefix cached under older weights from ever being found.
+        return {"prompt_token_ids": tokens.tolist(), "cache_salt": f"v{self._version}"}
+
+    def _params(self, sampling: SamplingConfig, num_per_prompt: int, seed: int, prompt_id: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=num_per_prompt,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            ignore_eos=sampling.ignore_eos,
+            stop_token_ids=None if sampling.ignore_eos else self._end_token_ids,
+            seed=int(np.random.SeedSequence([seed, prompt_id]).generate_state(1)[0] >> 1),
+            logprobs=0,
+            detokenize=False,
+        )
+
+    def _rollout(self, rows: list[tuple[list[int], Any, int]], generate_s: float) -> Rollout:
+        tokens = [prompt + list(completion.token_ids) for prompt, completion, _ in rows]
+        logprobs = [
+            [step[token].logprob for token, step in zip(c.token_ids, c.logprobs, strict=True)] for _, c, _ in rows
+        ]
+        sequences = Sequences(
+            tokens=Ragged.from_list(tokens),
+            prompt_lengths=np.array([len(prompt) for prompt, _, _ in rows], dtype=np.int64),
+            prompt_ids=np.array([prompt_id for _, _, prompt_id in rows], dtype=np.int64),
+            ended=np.array([c.finish_reason == "stop" for _, c, _ in rows], dtype=bool),
+        )
+        return Rollout(sequences, Ragged.from_list(logprobs, np.float32), self._version, generate_s)
+
+    # The four calls of vLLM's weight-sync protocol, driven by the trainer's side.
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Joins the trainer's transfer group."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    def start_weight_update(self) -> None:
+        """Opens a sync; samples drawn until `finish_weight_update` would mix weights, and none are."""
+        self._llm.start_weight_update()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives the weights that the trainer is sending."""
+        self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
+
+    def finish_weight_update(self, version: int) -> None:
+        """Closes a sync: from now on samples carry `version`, and no cached prefix of older weights is left."""
+        self._llm.finish_weight_update()
+        self._llm.reset_prefix_cache()
+        self._version = version
+
+    def weight_report(self) -> WeightReport:
+        """What this replica holds. Raises SyncError when its tensor-parallel workers disagree."""
+        if self._weight_transfer in {"gloo", "local"}:
+            digests = self._llm.collective_rpc(_received_digest)
+            if len(set(digests)) > 1:
+                raise SyncError(f"workers of one vLLM engine received different weights: {digests}")
+            return WeightReport(self._version, digests[0])
+        checksums = self._llm.collective_rpc("compute_weight_checksums")
+        return WeightReport(self._version, str(hash(tuple(tuple(sorted(c.items())) for c in checksums))))
+
+    def load_checkpoint(self, path: str, *, version: int) -> None:
+        """Takes the weights of a Hugging Face folder of the same architecture, for evaluation and sampling."""
+        self.start_weight_update()
+        self._llm.collective_rpc(_load_folder, args=(path,))
+        self.finish_weight_update(version)
+
+    def sleep(self) -> None:
+        """Frees the GPU for the trainer; weights come back with the next sync."""
+        self._llm.sleep(level=2)
+
+    def wake_up(self) -> None:
+        """Takes the GPU back."""
+        self._llm.wake_up()
+
+    def close(self) -> None:
+        """Releases the engine's processes and memory."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+
+def _prepare_environment(threads: int) -> None:
+    """vLLM reads these at import; they keep the engine in this process and its threads where the placement put them."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _received_digest(worker: Any) -> str:
+    return worker.weight_transfer_engine.digest
+
+
+def _load_folder(worker: Any, path: str) -> None:
+    weights: list[tuple[str, torch.Tensor]] = []
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            weights += [(name, tensors.get_tensor(name)) for name in tensors.keys()]  # noqa: SIM118
+    if not weights:
+        raise UserError(f"{path} holds no *.safetensors; give a folder saved by save_pretrained")
+    worker.weight_transfer_engine.load(weights)
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

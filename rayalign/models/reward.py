@@ -1,0 +1,89 @@
+"""The reward model: a scalar head on any backbone, over the last response token or the mean of the response."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from rayalign.config.model import LearnerConfig, ModelConfig
+from rayalign.errors import UserError
+from rayalign.models.backbone import enable_checkpointing, load_pretrained
+from rayalign.models.batch import TokenBatch
+from rayalign.objectives.segments import segment_ids
+
+Pooling = Literal["last", "mean"]
+
+
+class RewardModel(nn.Module):
+    """r(x, y): one number a sequence, with gradients. Scoring for the policy goes through the Scorer.
+
+    The weights are those of transformers' AutoModelForSequenceClassification with one label, and are saved as such;
+    pooling and normaliser stand in its config under `rayalign_reward`, which other programs ignore.
+    """
+
+    def __init__(self, classifier: Any, *, pooling: Pooling) -> None:
+        super().__init__()
+        self.lm = classifier
+        self.pooling = pooling
+        self.mean = 0.0
+        self.std = 1.0
+
+    @classmethod
+    def from_backbone(
+        cls, path: str, model: ModelConfig, learner: LearnerConfig, *, pooling: Pooling, seed: int
+    ) -> RewardModel:
+        """A fresh head, of zeros apart from a seeded tenth of the usual scale, on the weights at `path`."""
+        classifier: Any = load_pretrained(AutoModelForSequenceClassification, path, model, num_labels=1)
+        head = _head(classifier)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            noise = torch.randn(head.weight.shape, generator=generator)
+            head.weight.copy_(0.1 * noise / head.weight.shape[-1] ** 0.5)
+        enable_checkpointing(classifier, learner)
+        classifier.config.pad_token_id = classifier.config.pad_token_id or 0
+        return cls(classifier.train(), pooling=pooling)
+
+    @classmethod
+    def from_pretrained(cls, path: str, model: ModelConfig) -> RewardModel:
+        """A reward saved by rayalign, or any one-label sequence classifier (last-token pooling)."""
+        settings = getattr(AutoConfig.from_pretrained(path), "rayalign_reward", {}) if Path(path).is_dir() else {}
+        classifier = load_pretrained(AutoModelForSequenceClassification, path, model)
+        if classifier.config.num_labels != 1:
+            raise UserError(f"{path}: has {classifier.config.num_labels} labels; a reward model has one")
+        reward = cls(classifier.eval(), pooling=settings.get("pooling", "last"))
+        reward.mean, reward.std = settings.get("mean", 0.0), settings.get("std", 1.0)
+        return reward
+
+    def forward(self, batch: TokenBatch) -> torch.Tensor:
+        """Raw rewards [B] in float32."""
+        states = self.lm.base_model(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state
+        response = states.reshape(-1, states.shape[-1]).index_select(0, batch.responses_at)
+        if self.pooling == "mean":
+            ids = segment_ids(batch.response_lengths, num_tokens=len(response))
+            sums = response.new_zeros(len(batch.rows), response.shape[-1]).index_add(0, ids, response)
+            pooled = sums / batch.response_lengths.unsqueeze(-1)
+        else:
+            pooled = response[batch.response_lengths.cumsum(0) - 1]
+        return _head(self.lm)(pooled).squeeze(-1).float()
+
+    def wire_name(self, name: str) -> str:
+        """The name under which a checkpoint knows this parameter."""
+        return name.removeprefix("lm.")
+
+    def save(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        """A Hugging Face folder, with pooling and normaliser in its config."""
+        self.lm.config.rayalign_reward = {"pooling": self.pooling, "mean": self.mean, "std": self.std}
+        self.lm.save_pretrained(folder, state_dict=weights)
+
+
+def _head(classifier: Any) -> nn.Linear:
+    head = getattr(classifier, "score", None) or getattr(classifier, "classifier", None)
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"{type(classifier).__name__} has no linear score head; use a decoder with one")
+    return head
