@@ -7,14 +7,106 @@ those of `rayalign.types`; seconds and counts come back as metrics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from rayalign.config.stages import SamplingConfig
-from rayalign.types import Rollout, Scores, Sequences, TokenizedPrompts, WeightReport
+from rayalign.config.model import LearnerConfig, ModelConfig, OptimizerConfig
+from rayalign.config.stages import PolicyStepConfig, RewardConfig, SamplingConfig
+from rayalign.types import Rollout, Scores, Sequences, Stored, TokenizedPrompts, WeightReport
 
 W = TypeVar("W")
 R = TypeVar("R")
 Metrics = Mapping[str, Any]  # of rayalign.telemetry.metrics
+
+
+@dataclass(frozen=True)
+class SamplerSetup:
+    """What a rollout worker is built from."""
+
+    path: str  # folder or hub name of the first weights
+    tokenizer: str  # folder or hub name
+    chat_template: str | None
+    model: ModelConfig
+    end_token_ids: tuple[int, ...]
+    threads: int
+    seed: int
+    weight_transfer: str = "local"  # nccl, ipc, gloo; local within one process
+    tensor_parallel: int = 1
+    gpu_memory_frac: float = 0.85
+    kv_cache_gib: float = 0.5
+    sleep_mode: bool = False
+
+
+@dataclass(frozen=True)
+class PolicySetup:
+    """What a policy worker is built from."""
+
+    path: str
+    model: ModelConfig
+    learner: LearnerConfig
+    config: PolicyStepConfig
+    temperature: float  # the sampler's; log-probs are those of the tempered distribution
+    total_steps: int  # optimiser steps until the schedule ends
+    max_staleness: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class RewardSetup:
+    """What a reward worker is built from."""
+
+    path: str
+    tokenizer: str
+    chat_template: str | None
+    model: ModelConfig
+    learner: LearnerConfig
+    config: RewardConfig
+    rounds: int
+    seed: int
+    demonstrations: Sequences  # row i answers the prompt with id prompt_ids[i]
+    negatives: list[Sequences] = field(default_factory=list)  # stored samples beside the policy's own
+
+
+@dataclass(frozen=True)
+class SftSetup:
+    """What a rank of supervised fine-tuning is built from."""
+
+    path: str | None
+    scratch: dict[str, Any] | None
+    model: ModelConfig
+    learner: LearnerConfig
+    optimizer: OptimizerConfig
+    total_steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TransferSetup:
+    """How the policy group's weights reach the rollout group."""
+
+    backend: str  # nccl, ipc, gloo, local
+    address: str
+    port: int
+    num_receivers: int  # vLLM workers over all replicas
+    deadline_s: float
+
+
+class WeightClient(Protocol):
+    """The rollout group as the sender of weights sees it; vLLM's own protocol, with deadlines behind it."""
+
+    version: int
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """All replicas join the transfer group."""
+
+    def start_weight_update(self) -> None:
+        """All replicas open a sync."""
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """All replicas receive."""
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """All replicas close the sync, with `version`."""
 
 
 @runtime_checkable
@@ -80,8 +172,14 @@ class PolicyWorker(Protocol):
     def move_reference(self) -> None:
         """Makes the present policy the reference."""
 
+    def connect(self, client: WeightClient, transfer: TransferSetup) -> None:
+        """Joins the samplers; every rank calls it, rank 0 sends."""
+
+    def sync(self) -> WeightReport:
+        """Sends the present weights to the samplers; every rank calls it."""
+
     def weights(self) -> Iterator[tuple[str, Any]]:
-        """(name, full tensor) pairs for the samplers; every rank iterates."""
+        """(name, full tensor) pairs; every rank iterates."""
 
     def save(self, folder: str) -> None:
         """Writes the policy as a Hugging Face folder."""
@@ -98,6 +196,7 @@ class Workers(Protocol[W]):
     """The workers of one group, in this process or as Ray actors; both are called alike."""
 
     role: str
+    busy_s: float  # seconds of work, averaged over workers, since the start
 
     def __len__(self) -> int:
         """How many there are."""
@@ -105,5 +204,29 @@ class Workers(Protocol[W]):
     def submit(self, method: Callable[..., R], arguments: Sequence[tuple[Any, ...]], *, phase: str) -> Pending[R]:
         """Calls `method(worker, *arguments[i])` on worker i. Stored values among the arguments arrive as themselves."""
 
+    def fetch(self, stored: Stored[R]) -> R:
+        """Brings a stored value to the caller."""
+
     def close(self) -> None:
         """Ends the workers."""
+
+
+class Fleet(Protocol):
+    """Where groups come from: Ray actors in placement groups, or plain objects in this process."""
+
+    def num_workers(self, role: str) -> int:
+        """How many workers a group will have."""
+
+    def threads(self, role: str) -> int:
+        """How many threads each of them has."""
+
+    def start(self, role: str, factory: Callable[[Any], Any], setups: Sequence[Any]) -> Workers[Any]:
+        """Starts a group and builds worker i from setups[i]."""
+
+    def connect(self, policy: Workers[PolicyWorker], rollout: Workers[RolloutWorker]) -> None:
+        """Prepares weight transfer from a policy group to a rollout group."""
+
+    def run_ranks(
+        self, loop: Callable[[Any, Callable[[Any], None]], None], setup: Any, on_report: Callable[[Any], None]
+    ) -> None:
+        """Runs `loop(setup, report)` on every rank of the policy's resources until it returns; rank 0 reports."""

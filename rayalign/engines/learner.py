@@ -230,6 +230,11 @@ def schedule_factor(optimizer: OptimizerConfig, step: int, total_steps: int) -> 
     return 1.0 - progress if optimizer.schedule == "linear" else 0.5 * (1.0 + float(np.cos(np.pi * progress)))
 
 
+def local_device() -> str:
+    """The device of this process: the one GPU it sees, or the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def seed_everything(seed: int) -> None:
     """Seeds torch and numpy in this process."""
     torch.manual_seed(seed)

@@ -9,18 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.config.stages import PolicyStepConfig
 from rayalign.engines.learner import (
     Learner,
     LossOutput,
     frozen_reference,
     init_distributed,
+    local_device,
     seed_everything,
 )
 from rayalign.errors import RayalignError, StaleSamples
@@ -35,49 +35,33 @@ from rayalign.objectives.policy import (
     policy_gradient_loss,
 )
 from rayalign.objectives.segments import repeat_per_token, segment_sum
+from rayalign.ports import PolicySetup, TransferSetup, WeightClient
 from rayalign.telemetry.metrics import Max, Mean, Metrics, Sum, merge
-from rayalign.types import Ragged, Rollout, Scores, Sequences
+from rayalign.types import Ragged, Rollout, Scores, Sequences, WeightReport
+
+if TYPE_CHECKING:
+    from rayalign.engines.vllm_backend.sender import WeightSender
 
 
 class PolicyEngine:
-    """One rank of the policy group: DeepSpeed learner, frozen reference, and the weights for the samplers.
+    """One rank of the policy group: DeepSpeed learner, frozen reference, and the weights for the samplers."""
 
-    Args:
-        path: folder or hub name of the weights to start from; they are the reference too.
-        config: one round's settings; `total_steps` optimiser steps end the schedule.
-        temperature: of the sampler; log-probs are those of the tempered distribution.
-        max_staleness: versions a sample may lag behind; older ones raise StaleSamples.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        model: ModelConfig,
-        learner: LearnerConfig,
-        config: PolicyStepConfig,
-        *,
-        temperature: float,
-        total_steps: int,
-        max_staleness: int,
-        seed: int,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, setup: PolicySetup) -> None:
         init_distributed()
-        seed_everything(seed)
-        self._config = config
-        self._learner_config = learner
-        self._temperature = temperature
-        self._max_staleness = max_staleness
-        self._device = device
+        seed_everything(setup.seed)
+        self._config, self._learner_config = setup.config, setup.learner
+        self._temperature, self._max_staleness = setup.temperature, setup.max_staleness
+        self._sender: WeightSender | None = None
         self.version = 0
-        self._policy = PolicyModel.load(path, model, learner).to(device)
+        device = local_device()
+        self._policy = PolicyModel.load(setup.path, setup.model, setup.learner).to(device)
         self._learner = Learner(
-            self._policy, config.optimizer, learner, total_steps=total_steps, device=device
+            self._policy, setup.config.optimizer, setup.learner, total_steps=setup.total_steps, device=device
         )
         self._reference: Any = None
-        if config.kl_coef > 0 and not self._policy.has_adapter:
-            frozen = PolicyModel.load(path, model, learner, trainable=False).to(device)
-            self._reference = frozen_reference(frozen, learner)
+        if setup.config.kl_coef > 0 and not self._policy.has_adapter:
+            frozen = PolicyModel.load(setup.path, setup.model, setup.learner, trainable=False).to(device)
+            self._reference = frozen_reference(frozen, setup.learner)
 
     def improve(self, rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> Metrics:
         """Updates the policy on scored samples; `version` advances by one.
@@ -132,6 +116,18 @@ class PolicyEngine:
                 # Under ZeRO-3 both are sharded alike, and each rank copies its shard.
                 source, target = getattr(current, "ds_tensor", current), getattr(frozen, "ds_tensor", frozen)
                 target.copy_(source)
+
+    def connect(self, client: WeightClient, transfer: TransferSetup) -> None:
+        """Joins the samplers' transfer group; every rank calls it, rank 0 sends."""
+        from rayalign.engines.vllm_backend.sender import WeightSender
+
+        self._sender = WeightSender(self, client, transfer, rank=self._learner.rank.rank)
+
+    def sync(self) -> WeightReport:
+        """Sends the present weights to the samplers and says what was sent; every rank calls it."""
+        if self._sender is None:
+            raise RayalignError("sync before connect: the policy group has no samplers to send to")
+        return self._sender.send()
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of the whole policy with adapters merged, as a checkpoint names them. A collective."""

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayalign.config.model import LearnerConfig, ModelConfig
-from rayalign.config.stages import RewardConfig
 from rayalign.engines.learner import (
     Learner,
     LossOutput,
     concatenated_rows,
     init_distributed,
+    local_device,
     seed_everything,
 )
 from rayalign.errors import RayalignError
@@ -28,38 +27,19 @@ from rayalign.objectives.reward import (
     pair_accuracy_half_ties,
     standardise,
 )
+from rayalign.ports import RewardSetup
 from rayalign.telemetry.metrics import Last, Mean, Metrics, Sum, merge
 from rayalign.types import Rollout, Scores, Sequences
 
 
 class RewardEngine:
-    """One rank of the reward group: a learner for the reward, and a scorer with its newest weights.
+    """One rank of the reward group: a learner for the reward, and a scorer with its newest weights."""
 
-    Args:
-        demonstrations: the expert's sequences; row i answers prompt id i of `demonstrations.prompt_ids`.
-        config: loss, steps and normaliser of one round.
-        negatives: stored samples that stand beside the policy's own in every round.
-    """
-
-    def __init__(
-        self,
-        demonstrations: Sequences,
-        model: ModelConfig,
-        learner: LearnerConfig,
-        config: RewardConfig,
-        *,
-        path: str,
-        rounds: int,
-        seed: int,
-        negatives: Sequence[Sequences] = (),
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, setup: RewardSetup) -> None:
         init_distributed()
-        self._demonstrations = demonstrations
-        self._negatives = list(negatives)
-        self._model_config, self._learner_config, self._config = model, learner, config
-        self._path, self._rounds, self._seed, self._device = path, rounds, seed, device
-        self._random = np.random.default_rng([seed, 1])
+        self._setup, self._config = setup, setup.config
+        self._device = local_device()
+        self._random = np.random.default_rng([setup.seed, 1])
         self._replay: list[Sequences] = []
         self.version = 0
         self._start()
@@ -74,7 +54,7 @@ class RewardEngine:
             self._start()
         fresh = Sequences.concatenate([r.sequences for r in rollouts])
         self._remember(fresh)
-        pairs = _Pairs(self._demonstrations, [*self._replay, *self._negatives])
+        pairs = _Pairs(self._setup.demonstrations, [*self._replay, *self._setup.negatives])
         steps = [
             self._pair_step(pairs.draw(self._random, self._config.batch_size)) for _ in range(self._config.steps)
         ]
@@ -98,16 +78,17 @@ class RewardEngine:
 
     def _start(self) -> None:
         """The reward as it begins: the backbone with a fresh head."""
-        seed_everything(self._seed)
+        setup = self._setup
+        seed_everything(setup.seed)
         self._reward = RewardModel.from_backbone(
-            self._path, self._model_config, self._learner_config, pooling=self._config.pooling, seed=self._seed
+            setup.path, setup.model, setup.learner, pooling=setup.config.pooling, seed=setup.seed
         ).to(self._device)
-        rounds = 1 if self._config.start == "fresh" else self._rounds
+        rounds = 1 if setup.config.start == "fresh" else setup.rounds
         self._learner = Learner(
             self._reward,
-            self._config.optimizer,
-            self._learner_config,
-            total_steps=rounds * self._config.steps,
+            setup.config.optimizer,
+            setup.learner,
+            total_steps=rounds * setup.config.steps,
             device=self._device,
         )
 
@@ -132,7 +113,7 @@ class RewardEngine:
         """Sets the mean and deviation that scores are standardised by, from all ranks' raw scores."""
         if self._config.normalise == "none":
             return {}
-        reference = fresh if self._config.normalise == "samples" else self._demonstrations
+        reference = fresh if self._config.normalise == "samples" else self._setup.demonstrations
         raw = np.concatenate([part for _, part in self._learner.all_gather(self._raw(reference))])
         if not np.isfinite(raw).all():
             raise RayalignError("the reward model gives scores that are not finite; lower reward.optimizer.learning_rate")

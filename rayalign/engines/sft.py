@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rayalign.config.model import LearnerConfig, ModelConfig, OptimizerConfig
-from rayalign.engines.learner import Learner, LossOutput, init_distributed, seed_everything
+from rayalign.engines.learner import Learner, LossOutput, init_distributed, local_device, seed_everything
 from rayalign.models.batch import TokenBatch
 from rayalign.models.policy import PolicyModel
 from rayalign.objectives.likelihood import negative_log_likelihood
+from rayalign.ports import SftSetup
 from rayalign.telemetry.metrics import Mean, Metrics, Sum
 from rayalign.types import Sequences
 
@@ -17,22 +17,15 @@ from rayalign.types import Sequences
 class SftEngine:
     """One rank of supervised fine-tuning. The loss is nats a token, averaged over all response tokens of a step."""
 
-    def __init__(
-        self,
-        path: str | None,
-        model: ModelConfig,
-        learner: LearnerConfig,
-        optimizer: OptimizerConfig,
-        *,
-        scratch: dict[str, Any] | None,
-        total_steps: int,
-        seed: int,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, setup: SftSetup) -> None:
         init_distributed()
-        seed_everything(seed)
-        self._policy = PolicyModel.load(path, model, learner, scratch=scratch).to(device)
-        self._learner = Learner(self._policy, optimizer, learner, total_steps=total_steps, device=device)
+        seed_everything(setup.seed)
+        device = local_device()
+        policy = PolicyModel.load(setup.path, setup.model, setup.learner, scratch=setup.scratch)
+        self._policy = policy.to(device)
+        self._learner = Learner(
+            self._policy, setup.optimizer, setup.learner, total_steps=setup.total_steps, device=device
+        )
 
     def fit(self, sequences: Sequences) -> Metrics:
         """One optimiser step on these demonstrations."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,22 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from rayalign.config.model import ModelConfig
 from rayalign.config.stages import SamplingConfig
 from rayalign.errors import SyncError, UserError
+from rayalign.ports import SamplerSetup
 from rayalign.types import Ragged, Rollout, Sequences, TokenizedPrompts, WeightReport
 
 
 class VllmSampler:
     """Draws from a policy with vLLM's offline engine, in process, on the devices this process sees.
 
-    `weight_transfer` names vLLM's transfer backend (nccl, ipc) or one of ours (gloo, local). Raises UserError for a
-    folder that vLLM cannot load.
+    Raises UserError for a folder that vLLM cannot load. To sample in another way (tools, several turns), subclass it
+    and override `generate`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        model: ModelConfig,
-        *,
-        end_token_ids: Sequence[int],
-        threads: int,
-        seed: int = 0,
-        tensor_parallel: int = 1,
-        weight_transfer: str = "local",
-        gpu_memory_frac: float = 0.85,
-        kv_cache_gib: float = 0.5,
-        sleep_mode: bool = False,
-    ) -> None:
-        _prepare_environment(threads)
+    def __init__(self, setup: SamplerSetup) -> None:
+        _prepare_environment(setup.threads)
+        model = setup.model
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
 
@@ -49,28 +36,29 @@ class VllmSampler:
         register()
         logging.getLogger("vllm").setLevel(logging.WARNING)
         on_gpu = torch.cuda.is_available()
-        memory = {"gpu_memory_utilization": gpu_memory_frac} if on_gpu else {
-            "kv_cache_memory_bytes": int(kv_cache_gib * 2**30)
+        memory = {"gpu_memory_utilization": setup.gpu_memory_frac} if on_gpu else {
+            "kv_cache_memory_bytes": int(setup.kv_cache_gib * 2**30)
         }
         try:
             self._llm = LLM(
-                path,
+                setup.path,
                 dtype=model.dtype,
                 skip_tokenizer_init=True,
                 trust_remote_code=model.trust_remote_code,
-                tensor_parallel_size=tensor_parallel,
+                tensor_parallel_size=setup.tensor_parallel,
                 max_model_len=model.max_length,
                 logprobs_mode="processed_logprobs",
-                enable_sleep_mode=sleep_mode,
+                enable_sleep_mode=setup.sleep_mode,
                 enforce_eager=not on_gpu,
-                seed=seed,
-                weight_transfer_config=WeightTransferConfig(backend=weight_transfer),
+                seed=setup.seed,
+                use_tqdm_on_load=False,
+                weight_transfer_config=WeightTransferConfig(backend=setup.weight_transfer),
                 **memory,
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"vLLM cannot load {path}: {_first_line(error)}") from error
-        self._end_token_ids = list(end_token_ids)
-        self._weight_transfer = weight_transfer
+            raise UserError(f"vLLM cannot load {setup.path}: {_first_line(error)}") from error
+        self._end_token_ids = list(setup.end_token_ids)
+        self._weight_transfer = setup.weight_transfer
         self._version = 0
 
     def generate(

@@ -46,15 +46,8 @@ def register() -> None:
         WeightTransferTrainerFactory.register_engine("gloo", GlooSender)
 
 
-def digest_of(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+def extend_digest(checksum: int, name: str, tensor: torch.Tensor) -> int:
     """A checksum over names and bytes, in order; sender and receivers must agree on it."""
-    checksum = 0
-    for name, tensor in weights:
-        checksum = _extend(checksum, name, tensor)
-    return f"{checksum:08x}"
-
-
-def _extend(checksum: int, name: str, tensor: torch.Tensor) -> int:
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return zlib.crc32(flat.numpy(), zlib.crc32(name.encode(), checksum))
 
@@ -68,7 +61,7 @@ class LocalInitInfo(WeightTransferInitInfo):
 class LocalUpdateInfo(WeightTransferUpdateInfo):
     """The weights themselves, by reference."""
 
-    weights: list[tuple[str, torch.Tensor]]
+    weights: Iterable[tuple[str, torch.Tensor]]
 
 
 @dataclass
@@ -126,7 +119,7 @@ class CpuReceiver(WeightTransferEngine):
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Loads weights, extending the digest as they pass."""
         for name, tensor in weights:
-            self._checksum = _extend(self._checksum, name, tensor)
+            self._checksum = extend_digest(self._checksum, name, tensor)
             self.model.load_weights([(name, tensor)])
 
     def shutdown(self) -> None:

@@ -1,0 +1,36 @@
+"""The one place that waits for Ray: every wait has a deadline (a lint rule bans ray.get and ray.wait elsewhere)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from rayalign.errors import CallFailed, RayalignError
+
+
+def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> list[Any]:
+    """The values of `refs`. Raises CallFailed, naming `what`, when one is lost, failed or late."""
+    try:
+        return ray.get(list(refs), timeout=deadline_s)
+    except GetTimeoutError:
+        raise CallFailed(f"{what}: no answer within {deadline_s:g} s (placement.deadlines)") from None
+    except RayError as error:
+        raise failure(error, what) from error
+
+
+def failure(error: BaseException, what: str) -> RayalignError:
+    """What a failed remote call means to a person: our own errors as they are, others with actor and phase."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    if isinstance(cause, RayalignError):
+        return type(cause)(*cause.args)
+    if cause is not None:
+        return CallFailed(f"{what}: {type(cause).__name__}: {_first_line(cause)}")
+    return CallFailed(f"{what}: the worker died ({_first_line(error)})")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

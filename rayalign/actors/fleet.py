@@ -1,0 +1,176 @@
+"""Where groups come from: Ray actors in placement groups, or plain objects in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from rayalign.actors.local_workers import LocalWorkers
+from rayalign.actors.plan import GroupPlan, Plan, check_fits, make_plan
+from rayalign.actors.ray_workers import RayWorkers, reserve
+from rayalign.actors.sync import LocalClient, ReplicaClient
+from rayalign.actors.train import run_ray_train
+from rayalign.config.placement import PlacementConfig
+from rayalign.errors import PlacementError
+from rayalign.ports import PolicyWorker, TransferSetup
+
+
+class RayFleet:
+    """Starts groups on a Ray cluster, each in a placement group of its own, or all in one when colocated.
+
+    Raises PlacementError before any actor starts when the cluster has no room for all three.
+    """
+
+    def __init__(self, placement: PlacementConfig, *, max_staleness: int = 0) -> None:
+        self._placement = placement
+        self.plan = make_plan(placement, max_staleness=max_staleness)
+        self._started_ray = _connect(placement, self.plan)
+        check_fits(self.plan, cluster_nodes())
+        self._shared = _shared_bundles(self.plan, placement) if self.plan.colocated else None
+
+    def num_workers(self, role: str) -> int:
+        """How many workers a group has."""
+        return self.plan.groups[role].num_workers
+
+    def threads(self, role: str) -> int:
+        """Threads of each."""
+        return self.plan.groups[role].threads
+
+    @property
+    def weight_transfer(self) -> str:
+        """vLLM's transfer backend of this placement."""
+        return self.plan.weight_sync
+
+    def start(self, role: str, factory: Callable[[Any], Any], setups: Sequence[Any]) -> RayWorkers:
+        """Places a group's actors and builds worker i from setups[i]; all build at the same time."""
+        workers = RayWorkers(self.plan.groups[role], self._placement.deadlines, bundles=self._shared)
+        try:
+            if role != "rollout":
+                workers.join_ranks()
+            workers.build(factory, [(setup,) for setup in setups]).result()
+        except BaseException:
+            workers.close()
+            raise
+        return workers
+
+    def connect(self, policy: RayWorkers, rollout: RayWorkers) -> None:
+        """All replicas and the policy's rank 0 join one transfer group."""
+        address, port = policy.free_address()
+        each = self._placement.rollout.tensor_parallel
+        deadline_s = self._placement.deadlines.sync_s
+        client = ReplicaClient(rollout.actors, workers_each=each, deadline_s=deadline_s)
+        transfer = TransferSetup(self.plan.weight_sync, address, port, len(rollout) * each, deadline_s)
+        policy.submit(_connect_sender, [(client, transfer)] * len(policy), phase="sync: joining").result()
+
+    def run_ranks(self, loop: Callable[..., None], setup: Any, on_report: Callable[[Any], None]) -> None:
+        """Runs `loop` on every rank with Ray Train's TorchTrainer."""
+        run_ray_train(loop, setup, self.plan.groups["policy"], on_report)
+
+    def close(self) -> None:
+        """Ends a Ray that was started here."""
+        if self._started_ray:
+            ray.shutdown()
+
+
+class LocalFleet:
+    """One worker a group, as objects in this process. Nothing here needs Ray."""
+
+    def __init__(self, placement: PlacementConfig) -> None:
+        self.plan = make_plan(placement)
+        for group in self.plan.groups.values():
+            if group.num_workers > 1:
+                raise PlacementError(
+                    f"placement.{group.role}: backend inprocess runs one worker a group, not {group.num_workers}; "
+                    "set workers and gpus to at most 1, or backend to ray"
+                )
+
+    weight_transfer = "local"
+
+    def num_workers(self, role: str) -> int:
+        """One."""
+        return 1
+
+    def threads(self, role: str) -> int:
+        """All groups are this process: the most that one asks for."""
+        return max(group.threads for group in self.plan.groups.values())
+
+    def start(self, role: str, factory: Callable[[Any], Any], setups: Sequence[Any]) -> LocalWorkers:
+        """Builds the worker here."""
+        import torch
+
+        torch.set_num_threads(self.threads(role))
+        workers = LocalWorkers(role)
+        workers.build(factory, [(setups[0],)])
+        return workers
+
+    def connect(self, policy: LocalWorkers, rollout: LocalWorkers) -> None:
+        """The sampler takes weights by reference."""
+        transfer = TransferSetup("local", "", 0, 1, 0.0)
+        _connect_sender(policy.engine, LocalClient(rollout.engine), transfer)
+
+    def run_ranks(self, loop: Callable[..., None], setup: Any, on_report: Callable[[Any], None]) -> None:
+        """Runs `loop` here."""
+        import torch
+
+        torch.set_num_threads(self.threads("policy"))
+        loop(setup, on_report)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """{CPU, GPU} of each live node."""
+    return [
+        {kind: float(node["Resources"].get(kind, 0.0)) for kind in ("CPU", "GPU")}
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _connect_sender(policy: PolicyWorker, client: Any, transfer: TransferSetup) -> None:
+    policy.connect(client, transfer)
+
+
+def _connect(placement: PlacementConfig, plan: Plan) -> bool:
+    """Joins a running Ray, or starts one here; True if started. A job's driver finds its cluster in RAY_ADDRESS."""
+    if ray.is_initialized():
+        return False
+    address = placement.address or ("auto" if os.environ.get("RAY_ADDRESS") else None)
+    if address is not None:
+        try:
+            ray.init(address=address, log_to_driver=True, logging_level="warning")
+        except (ConnectionError, ValueError, TimeoutError) as error:
+            raise PlacementError(
+                f"placement.address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:160]}); "
+                "start one (docs/cluster.md), or leave address unset to run on this machine"
+            ) from error
+        return False
+    # Workers at Ray's default niceness starve beside anything else; prestarted ones would only sit idle.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_enable_worker_prestart", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=placement.object_store_mib * 2**20,
+        log_to_driver=True,
+        logging_level="warning",
+    )
+    return True
+
+
+def _shared_bundles(plan: Plan, placement: PlacementConfig) -> Any:
+    """One placement group whose bundle i holds worker i of every group: a whole GPU and all their cores."""
+    widest = max(group.num_workers for group in plan.groups.values())
+    shared = GroupPlan(
+        "all groups",
+        widest,
+        cpus=sum(group.cpus for group in plan.groups.values()),
+        gpus=1.0,
+        threads=1,
+    )
+    return reserve(shared, placement.deadlines)

@@ -1,0 +1,188 @@
+"""The workers of one group as Ray actors in a placement group of their own."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rayalign.actors import worker as shell
+from rayalign.actors.deadline import failure, fetch
+from rayalign.actors.plan import GroupPlan
+from rayalign.actors.worker import EngineWorker, Reply
+from rayalign.config.placement import DeadlineConfig
+from rayalign.errors import CallFailed
+from rayalign.types import Stored
+
+R = TypeVar("R")
+
+
+class RayWorkers:
+    """Starts a group's actors, and calls their engines; every call ends by its deadline.
+
+    Args:
+        plan: how many, and with what.
+        bundles: the placement group to use, for colocation; one is made (and removed) if None.
+    """
+
+    def __init__(
+        self, plan: GroupPlan, deadlines: DeadlineConfig, *, bundles: PlacementGroup | None = None
+    ) -> None:
+        self.role = plan.role
+        self._plan, self._deadlines = plan, deadlines
+        self._owned = bundles is None
+        self._tags = itertools.count()
+        self.busy_s = 0.0
+        self._bundles = bundles or reserve(plan, deadlines)
+        self.actors = [self._start(index) for index in range(plan.num_workers)]
+        self._manager = FaultTolerantActorManager(self.actors, max_remote_requests_in_flight_per_actor=16)
+
+    def __len__(self) -> int:
+        return self._plan.num_workers
+
+    def join_ranks(self) -> None:
+        """Tells each actor its rank and where rank 0 waits for the others."""
+        host, port = self._apply(shell.free_address, [{}], phase="start", actors=[0])[0]
+        self._apply(
+            shell.set_environment,
+            [
+                {
+                    "environment": {
+                        "RANK": str(rank),
+                        "WORLD_SIZE": str(len(self)),
+                        "LOCAL_RANK": "0",  # Ray shows each actor its own devices only
+                        "LOCAL_SIZE": "1",
+                        "MASTER_ADDR": host,
+                        "MASTER_PORT": str(port),
+                    }
+                }
+                for rank in range(len(self))
+            ],
+            phase="start",
+        )
+
+    def free_address(self) -> tuple[str, int]:
+        """A host and port on worker 0's node."""
+        return self._apply(shell.free_address, [{}], phase="start", actors=[0])[0]
+
+    def devices(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(node id, GPU ids) of each worker."""
+        return self._apply(shell.devices, [{}] * len(self), phase="start")
+
+    def build(self, factory: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> _Calls[None]:
+        """Starts making each worker's engine with `factory(*arguments[i])`."""
+        kwargs = [{"factory": factory, "arguments": a} for a in arguments]
+        return self._submit(shell.build, kwargs, phase="start", deadline_s=self._deadlines.start_s)
+
+    def submit(
+        self, method: Callable[..., R], arguments: Sequence[tuple[Any, ...]], *, phase: str
+    ) -> _Calls[R]:
+        """Calls `method(engine, *arguments[i])` on worker i; fewer arguments than workers call the first ones."""
+        kwargs = [{"method": method, "arguments": a} for a in arguments]
+        deadline_s = self._deadlines.sync_s if phase.startswith("sync") else self._deadlines.call_s
+        return self._submit(shell.call, kwargs, phase=phase, deadline_s=deadline_s)
+
+    def fetch(self, stored: Stored[R]) -> R:
+        """Brings a stored value here."""
+        return fetch([stored.ref], deadline_s=self._deadlines.call_s, what=f"{self.role}: fetching a result")[0]
+
+    def close(self) -> None:
+        """Ends the actors and gives their resources back."""
+        for actor in self.actors:
+            ray.kill(actor)
+        if self._owned:
+            remove_placement_group(self._bundles)
+
+    def _start(self, index: int) -> Any:
+        name = f"{self.role}-{index}"
+        options = {
+            "num_cpus": self._plan.cpus,
+            "num_gpus": self._plan.gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._bundles, placement_group_bundle_index=index
+            ),
+            # Threads equal the worker's cores; without it torch takes every core of the node.
+            "runtime_env": {"env_vars": thread_environment(self._plan.threads)},
+            "max_concurrency": 1,
+        }
+        return ray.remote(EngineWorker).options(**options).remote(name)
+
+    def _apply(
+        self, func: Callable[..., Reply], kwargs: list[dict[str, Any]], *, phase: str, actors: list[int] | None = None
+    ) -> list[Any]:
+        return self._submit(func, kwargs, phase=phase, deadline_s=self._deadlines.start_s, actors=actors).result()
+
+    def _submit(
+        self,
+        func: Callable[..., Reply],
+        kwargs: list[dict[str, Any]],
+        *,
+        phase: str,
+        deadline_s: float,
+        actors: list[int] | None = None,
+    ) -> _Calls[Any]:
+        ids = actors if actors is not None else list(range(len(kwargs)))
+        tag = f"{phase} #{next(self._tags)}"
+        submitted = self._manager.foreach_actor_async(
+            [func] * len(ids), tag=tag, kwargs=kwargs, remote_actor_ids=ids
+        )
+        if submitted < len(ids):
+            raise CallFailed(f"{self.role}: {len(ids) - submitted} worker(s) are out of service at phase {phase}")
+        return _Calls(self, tag, phase, ids, time.monotonic() + deadline_s, deadline_s)
+
+
+class _Calls(Generic[R]):
+    """Calls under way; `result` waits for all of them, until the deadline."""
+
+    def __init__(
+        self, workers: RayWorkers, tag: str, phase: str, ids: list[int], due: float, deadline_s: float
+    ) -> None:
+        self._workers, self._tag, self._phase, self._ids = workers, tag, phase, ids
+        self._due, self._deadline_s = due, deadline_s
+
+    def result(self) -> list[R]:
+        """One value a worker, in order. Raises CallFailed, naming actor and phase."""
+        replies: dict[int, Reply] = {}
+        while len(replies) < len(self._ids):
+            # One that failed is heard at once, not after the others have run into their deadline.
+            left = self._due - time.monotonic()
+            for found in self._workers._manager.fetch_ready_async_reqs(
+                tags=[self._tag], timeout_seconds=max(0.0, min(left, 0.02))
+            ):
+                if not found.ok:
+                    raise failure(found.get(), self._name(found.actor_id))
+                replies[found.actor_id] = found.get()
+            if left <= 0 and len(replies) < len(self._ids):
+                late = next(i for i in self._ids if i not in replies)
+                raise CallFailed(
+                    f"{self._name(late)}: no answer within {self._deadline_s:g} s (placement.deadlines)"
+                )
+        self._workers.busy_s += sum(r.busy_s for r in replies.values()) / len(replies)
+        return [replies[i].value for i in self._ids]
+
+    def _name(self, actor_id: int) -> str:
+        return f"{self._workers.role}-{actor_id}: {self._phase}"
+
+
+def reserve(plan: GroupPlan, deadlines: DeadlineConfig) -> PlacementGroup:
+    """A placement group with one bundle a worker; waits for it until the deadline."""
+    group = placement_group([plan.bundle] * plan.num_workers, strategy="PACK")
+    what = f"placement.{plan.role}: {plan.num_workers} bundle(s) of {plan.bundle}"
+    fetch([group.ready()], deadline_s=deadlines.start_s, what=what)
+    return group
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment of a worker that may use `threads` cores."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }

@@ -1,0 +1,91 @@
+"""Losses on the implicit reward beta log(policy / reference): IRFT, SPIN, DPO and the self-play form of AIHF.
+
+Shapes: B sequences, N pairs. All log-probs are SUMS over the tokens of a response, EOS included (T17). Losses
+are sums over pairs. The reference is the model that the round started from (SPIN, IRFT) or the first model
+(DPO).
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+
+from rayalign.objectives.sums import paired_difference, weighted_sum
+
+
+def implicit_rewards(policy_logprob_sums: Tensor, ref_logprob_sums: Tensor, *, beta: float) -> Tensor:
+    """beta log(pi(y|x) / pi_ref(y|x)): policy_logprob_sums[B], ref_logprob_sums[B] -> [B].
+
+    Source: section 0.3 and 3.3 of algorithms.md (paper 3). Equals the explicit reward up to beta log Z(x), so
+    compare it within a prompt only. Rewards of successive rounds telescope (T16): a model exported as a
+    reward after several rounds with a moving reference needs the reference of the FIRST round.
+    """
+    return beta * (policy_logprob_sums - ref_logprob_sums)
+
+
+def implicit_pair_loss(
+    demo_policy_logprob_sums: Tensor,
+    agent_policy_logprob_sums: Tensor,
+    *,
+    demo_ref_logprob_sums: Tensor,
+    agent_ref_logprob_sums: Tensor,
+    beta: float,
+    link: str = "log_sigmoid",
+    weights: Tensor | None = None,
+) -> Tensor:
+    """-sum h(beta (log-ratio of demo minus log-ratio of agent)): four [N], weights[N] -> scalar sum.
+
+    Source: paper 3 (IRFT) eq. 3.5 with link h; h = log sigmoid is SPIN and, with preferences, DPO (T11); h
+    linear is eq. 3.4 times beta. Subtracts in the order of the SPIN and DPO codes, hence equal to them to the
+    last bit. The linear link is unbounded below: use it with few steps on fresh samples (T14).
+
+    Example: policy demo [-1.], agent [-1.], ref demo [-2.], agent [-1.], beta 1 -> -log sigmoid(1) = 0.3133.
+    """
+    if link not in IMPLICIT_LINKS:
+        raise ValueError(f"unknown link {link!r}: choose one of {sorted(IMPLICIT_LINKS)}")
+    policy_margins = paired_difference(demo_policy_logprob_sums, agent_policy_logprob_sums)
+    ref_margins = paired_difference(demo_ref_logprob_sums, agent_ref_logprob_sums).detach()
+    losses = IMPLICIT_LINKS[link](beta * paired_difference(policy_margins, ref_margins))
+    return weighted_sum(losses, weights)
+
+
+def dpo_loss(
+    chosen_policy_logprob_sums: Tensor,
+    rejected_policy_logprob_sums: Tensor,
+    *,
+    chosen_ref_logprob_sums: Tensor,
+    rejected_ref_logprob_sums: Tensor,
+    beta: float,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """-sum log sigmoid(beta (log-ratio of chosen minus log-ratio of rejected)): four [N] -> scalar sum.
+
+    Source: DPO (Rafailov et al. 2023) eq. 7; the preference term of direct and self-play AIHF (paper 5,
+    section 5.3).
+    """
+    return implicit_pair_loss(
+        chosen_policy_logprob_sums,
+        rejected_policy_logprob_sums,
+        demo_ref_logprob_sums=chosen_ref_logprob_sums,
+        agent_ref_logprob_sums=rejected_ref_logprob_sums,
+        beta=beta,
+        weights=weights,
+    )
+
+
+def _log_sigmoid_link(margins: Tensor) -> Tensor:
+    return -logsigmoid(margins)
+
+
+def _hinge_link(margins: Tensor) -> Tensor:
+    return relu(1 - margins)
+
+
+def _linear_link(margins: Tensor) -> Tensor:
+    return -margins
+
+
+IMPLICIT_LINKS: MappingProxyType[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"log_sigmoid": _log_sigmoid_link, "hinge": _hinge_link, "linear": _linear_link}
+)

@@ -1,0 +1,126 @@
+"""Log-probs of chosen tokens and entropies, without ever keeping a [T, V] float32 tensor.
+
+Shapes: T tokens, V vocabulary, H hidden width. Results are float32 for any 16- or 32-bit input and float64
+for float64 input. Temperature divides the logits, so what is learned is the distribution that was sampled
+from (algorithms.md 7.3).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+_ROWS_PER_BLOCK = 512  # rows held in float32 at a time: 0.3 GB at V = 150k, however long the batch
+
+
+def selected_logprobs(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / temperature) at the labels: logits[T, V], labels[T] -> logprobs[T].
+
+    Same numbers and gradient as `log_softmax(logits.float() / temperature).gather(labels)`, but what lives
+    until backward is the logits in their own dtype, the labels and one logsumexp per token. First derivatives
+    only.
+
+    Example: logits [[0., 0.]], labels [1] -> [-0.6931].
+    """
+    if logits.shape[:-1] != labels.shape or labels.dim() != 1:
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"want logits [T, V] and labels [T], got {shapes}")
+    _check_temperature(temperature)
+    return _SelectedLogprobs.apply(logits, labels, temperature)
+
+
+@torch.no_grad()
+def entropy_from_logits(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Entropy in nats of softmax(logits / temperature): logits[T, V] -> [T]. A metric: carries no gradient.
+
+    Logits of -inf (masked vocabulary) count as probability 0 and add nothing.
+    """
+    _check_temperature(temperature)
+    entropy = logits.new_empty(logits.shape[0], dtype=_result_dtype(logits))
+    for rows in _row_blocks(logits.shape[0]):
+        probs = (logits[rows].to(entropy.dtype) / temperature).softmax(-1)
+        entropy[rows] = torch.special.entr(probs).sum(-1)
+    return entropy
+
+
+def chunked_logprobs(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    chunk_tokens: int,
+    with_entropy: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The LM head on chunk_tokens tokens at a time: hidden[T, H], labels[T] -> (logprobs[T], entropy[T]).
+
+    With more than one chunk each chunk's logits are recomputed in backward, so no [T, V] tensor lives until
+    then; one chunk, or no gradient wanted, costs no recomputation. The head runs once even for T = 0, so that
+    a rank without tokens still has a graph. Without entropy the second result is empty ([0]).
+
+    Under ZeRO-3 every call of a sharded head is a collective: all ranks must then make the same number of
+    chunks.
+    """
+    _check_temperature(temperature)
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    chunks = list(zip(hidden.split(chunk_tokens), labels.split(chunk_tokens), strict=True))
+    entropies: list[Tensor] = []
+
+    def forward(hidden_chunk: Tensor, labels_chunk: Tensor) -> Tensor:
+        logits = head(hidden_chunk)
+        logprobs = selected_logprobs(logits, labels_chunk, temperature=temperature)
+        if with_entropy and len(entropies) < len(chunks):  # full when backward runs this again
+            entropies.append(entropy_from_logits(logits, temperature=temperature))
+        return logprobs
+
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        parts = [checkpoint(forward, *chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        parts = [forward(*chunk) for chunk in chunks]
+    logprobs = torch.cat(parts)
+    return logprobs, torch.cat(entropies) if with_entropy else logprobs.new_empty(0)
+
+
+class _SelectedLogprobs(torch.autograd.Function):
+    """d logprob / d logits = (one_hot(label) - softmax(logits / temperature)) / temperature.
+
+    The softmax is rebuilt in backward from the saved logits and their logsumexp, a block of rows at a time.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+        logsumexp = logits.new_empty(logits.shape[0], dtype=_result_dtype(logits))
+        for rows in _row_blocks(logits.shape[0]):
+            logsumexp[rows] = (logits[rows].to(logsumexp.dtype) / temperature).logsumexp(-1)
+        selected = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1).to(logsumexp.dtype)
+        ctx.save_for_backward(logits, labels, logsumexp)
+        ctx.temperature = temperature
+        return selected / temperature - logsumexp
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logprobs: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels, logsumexp = ctx.saved_tensors
+        grad_logits = torch.empty_like(logits)
+        scale = grad_logprobs / ctx.temperature
+        for rows in _row_blocks(logits.shape[0]):
+            block = (logits[rows].to(logsumexp.dtype) / ctx.temperature).sub_(logsumexp[rows, None]).exp_()
+            block.mul_(-scale[rows, None]).scatter_add_(-1, labels[rows, None], scale[rows, None])
+            grad_logits[rows] = block.to(logits.dtype)
+        return grad_logits, None, None
+
+
+def _row_blocks(num_rows: int) -> list[slice]:
+    return [slice(start, start + _ROWS_PER_BLOCK) for start in range(0, num_rows, _ROWS_PER_BLOCK)]
+
+
+def _result_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}: greedy decoding has no gradient")

@@ -1,0 +1,116 @@
+"""The run's tracker: one record per call, to every sink that the config asks for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from numbers import Integral, Real
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rayalign.config.telemetry import TelemetryConfig
+from rayalign.telemetry.metrics import Metric
+from rayalign.telemetry.sinks import (
+    FIELDS,
+    JsonlSink,
+    MlflowSink,
+    Sink,
+    TensorBoardSink,
+    WandbSink,
+    read_jsonl,
+)
+
+
+class Tracker:
+    """Owns the sinks of a run folder: metrics.jsonl always, the others as configured.
+
+    Every record is {"stage", "round", "step", "global_step", "time_s", NAME: value, ...}. `step` is the stage's own
+    count; `global_step` goes on counting from stage to stage, and is the axis of TensorBoard and the trackers. In a
+    folder that has records already both counts and the time go on: a resumed stage keeps its place, and a step that
+    it repeats is found twice in metrics.jsonl, where the later line holds.
+
+    Example:
+        with Tracker(run_folder, config.telemetry, config.name, resolved) as tracker:
+            tracker.log("irl", 0, 12, {"policy/entropy": Mean(31.0, 40)})
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TelemetryConfig,
+        run_name: str,
+        resolved_config: dict[str, Any],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bases: dict[str, int] = {}  # global step at which a stage began
+        self._last_step = 0
+        self._sinks: list[Sink] = []
+        self._folder = folder
+        with ExitStack() as undo:
+            undo.callback(self.close, failed=True)
+            jsonl = JsonlSink(folder / "metrics.jsonl")
+            self._sinks.append(jsonl)
+            self._start = now() - self._recall()
+            self._now = now
+            self._open_others(config, run_name, resolved_config)
+            undo.pop_all()
+
+    def log(
+        self, stage: str, round: int | None, step: int, metrics: Mapping[str, Metric | float | int]
+    ) -> dict[str, float | int | str | None]:
+        """Writes the metrics, reduced to numbers, to every sink; `step` counts up within the stage. Returns the record."""
+        global_step = self._bases.setdefault(stage, self._last_step) + step
+        self._last_step = max(self._last_step, global_step)
+        record: dict[str, float | int | str | None] = {
+            "stage": stage,
+            "round": round,
+            "step": step,
+            "global_step": global_step,
+            "time_s": self._now() - self._start,
+        }
+        for name, metric in metrics.items():
+            if name in FIELDS:
+                raise ValueError(f"a metric of stage {stage} is named {name!r}, which is a field of every record")
+            record[name] = _number(metric)
+        for sink in self._sinks:
+            sink.log(record, global_step)
+        return record
+
+    def close(self, failed: bool = False) -> None:
+        """Closes every sink, also when one of them fails to."""
+        with ExitStack() as closing:
+            while self._sinks:
+                closing.callback(self._sinks.pop().close, failed)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=kind is not None)
+
+    def _open_others(self, config: TelemetryConfig, run_name: str, resolved: dict[str, Any]) -> None:
+        if config.tensorboard:
+            self._sinks.append(TensorBoardSink(self._folder / "tensorboard"))
+        if config.wandb:
+            self._sinks.append(WandbSink(config.wandb, run_name, self._folder, resolved))
+        if config.mlflow:
+            self._sinks.append(MlflowSink(config.mlflow, run_name, self._folder, resolved))
+
+    def _recall(self) -> float:
+        """Takes up the counts of the records that are there; returns the seconds they span."""
+        time_s = 0.0
+        for record in read_jsonl(self._folder / "metrics.jsonl"):
+            self._bases[record["stage"]] = record["global_step"] - record["step"]
+            self._last_step = max(self._last_step, record["global_step"])
+            time_s = max(time_s, record["time_s"])
+        return time_s
+
+
+def _number(metric: Metric | float | int) -> float | int:
+    """A plain float or int, also of numpy's scalars."""
+    value = metric if isinstance(metric, Real) else metric.value()
+    return int(value) if isinstance(value, Integral) else float(value)
