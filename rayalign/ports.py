@@ -81,6 +81,15 @@ class SftSetup:
 
 
 @dataclass(frozen=True)
+class ScorerSetup:
+    """What a worker that only scores is built from."""
+
+    path: str
+    model: ModelConfig
+    learner: LearnerConfig
+
+
+@dataclass(frozen=True)
 class TransferSetup:
     """How the policy group's weights reach the rollout group."""
 

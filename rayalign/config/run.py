@@ -42,6 +42,19 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _shared_references_are_stages(self) -> RunConfig:
+        names = {stage.name for stage in self.stages}
+        shared = {"model.path": self.model.path, "model.tokenizer": self.model.tokenizer}
+        for key in ("demonstrations", "preferences", "prompts", "heldout_demonstrations"):
+            source = getattr(self.data, key)
+            shared[f"data.{key}.path"] = source.path if source else None
+        for key, location in shared.items():
+            reference = stage_reference(location) if location else None
+            if reference and reference[0] not in names:
+                raise ValueError(f"{key}: {location} names no stage of this run (stages: {', '.join(sorted(names))})")
+        return self
+
+    @model_validator(mode="after")
     def _samples_fit_the_context(self) -> RunConfig:
         for stage in self.stages:
             sampling = getattr(stage, "sampling", None)

@@ -39,17 +39,22 @@ class StageBase(Strict):
 
 
 class PlantedStage(StageBase):
-    """Writes a small world with a known expert and a known reward. Artifacts: world data and `tokenizer`."""
+    """Writes a small text world with a known expert and a known reward.
+
+    Artifacts: `pretrain.jsonl`, `shift.jsonl` (low), `demonstrations.jsonl`, `heldout_demonstrations.jsonl`,
+    `preferences.jsonl`, `heldout_preferences.jsonl`, `prompts.jsonl`, `eval_prompts.jsonl`, `world.json`, `tokenizer`.
+    """
 
     kind: Literal["planted"] = "planted"
     name: str = "world"
     variant: Literal["low", "half"] = "low"
-    num_pretrain: PositiveInt = 30000
+    seed: NonNegativeInt = Field(0, description="of the texts; the world itself is always the same")
+    num_pretrain: PositiveInt = 34000
     num_demonstrations: PositiveInt = 200
     num_preferences: PositiveInt = 200
     num_prompts: PositiveInt = 2000
-    num_eval: PositiveInt = 500
-    seed: NonNegativeInt = 0
+    num_eval_prompts: PositiveInt = 500
+    kappa: Positive = Field(10.0, description="how sharply preferences follow the golden reward")
 
 
 class SftStage(StageBase):
@@ -169,6 +174,7 @@ class IrlStage(StageBase):
         None, description="mean |log-prob difference| allowed; 1e-3 in float32, 5e-2 in bfloat16 if unset"
     )
     probe_size: PositiveInt = Field(64, description="held-out demonstrations that the round's health is measured on")
+    golden: Literal["planted"] | None = Field(None, description="a known reward, shown and never trained on")
     save_every: PositiveInt = Field(1, description="rounds between saved models")
 
     def locations(self) -> dict[str, str]:
@@ -184,8 +190,10 @@ class EvaluateStage(StageBase):
     models: dict[str, Location]
     prompts: DataSource | None = Field(None, description="data.prompts if unset")
     num_prompts: PositiveInt = 500
+    num_per_prompt: PositiveInt = Field(1, description="two or more tell how well the reward ranks a model's samples")
     temperatures: list[Positive] = Field(default=[1.0], min_length=1)
     sampling: SamplingConfig = SamplingConfig()
+    num_examples: NonNegativeInt = 3
     reward: Location | None = Field(None, description="a learned reward that scores the samples too")
     preferences: DataSource | None = Field(None, description="held-out pairs for the reward's accuracy")
     golden: Literal["planted"] | None = Field(None, description="a known reward, shown and never trained on")

@@ -30,25 +30,31 @@ def read_text(value: Any, key: str, place: Place) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{place}: {key!r} holds half of a surrogate pair (\\ud800 to \\udfff); mend the text") from None
+        raise DataError(
+            f"{place}: {key!r} holds half of a surrogate pair (\\ud800 to \\udfff); mend the text"
+        ) from None
     return value
 
 
 def read_messages(value: Any, key: str, place: Place) -> Conversation:
     """A list of {role, content} or {from, value} as a conversation.
 
-    Raises DataError for an empty list, a role other than system, user and assistant (or ShareGPT's names for them)
-    and for content that is not text.
+    Raises DataError for an empty list, a role other than system, user and assistant (or ShareGPT's names for
+    them) and for content that is not text.
     """
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: {key!r} must be a list of messages with at least one, found {type(value).__name__}")
+        raise DataError(
+            f"{place}: {key!r} must be a list of messages with at least one, found {type(value).__name__}"
+        )
     return tuple(_read_message(item, f"{key}[{index}]", place) for index, item in enumerate(value))
 
 
 def _read_message(item: Any, key: str, place: Place) -> Message:
     for role_key, content_key in (("role", "content"), ("from", "value")):
         if isinstance(item, dict) and role_key in item and content_key in item:
-            return Message(_read_role(item[role_key], key, place), _read_content(item[content_key], key, place))
+            return Message(
+                _read_role(item[role_key], key, place), _read_content(item[content_key], key, place)
+            )
     found = f"the keys {', '.join(map(str, item))}" if isinstance(item, dict) else type(item).__name__
     raise DataError(f"{place}: {key} must be {{role, content}} or {{from, value}}, found {found}")
 
@@ -62,22 +68,24 @@ def _read_role(role: Any, key: str, place: Place) -> str:
 
 def _read_content(content: Any, key: str, place: Place) -> str:
     """Text, or a list of text parts as chat APIs store them."""
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in content
+    ):
         content = "".join(read_text(part.get("text"), key, place) for part in content)
     return read_text(content, key, place)
 
 
 def is_transcript(text: str) -> bool:
-    """Whether a text is an HH-RLHF dialogue, "\\n\\nHuman: ...\\n\\nAssistant: ...", and not a plain answer."""
+    """Whether a text is an HH-RLHF dialogue, "\\n\\nHuman: ...\\n\\nAssistant: ...", and no plain answer."""
     return text.startswith("\n\nHuman:") or bool(re.match(r"\s*Human:", text)) and "\n\nAssistant:" in text
 
 
 def split_transcript(text: str, key: str, place: Place) -> Conversation:
     """An HH-RLHF dialogue as turns, without the white space around each.
 
-    Some rows of the real files have two turns of one speaker in a row (text of the other was lost, or folded into the
-    first). They become one turn with a blank line between, so that roles alternate and no text is lost. Nothing else
-    is mended: a "Human:" in the middle of a line stays in the answer that holds it.
+    Some rows of the real files have two turns of one speaker in a row (text of the other was lost, or folded
+    into the first). They become one turn with a blank line between, so that roles alternate and no text is
+    lost. Nothing else is mended: a "Human:" in the middle of a line stays in the answer that holds it.
     """
     before, *parts = _HH_TURN.split(text)
     if before or not parts:

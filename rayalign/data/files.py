@@ -1,7 +1,7 @@
 """Rows of one file on disk, read as they are asked for, each with the place it came from.
 
-JSONL is read line by line and Parquet batch by batch, so their size does not matter. A `.json` file that is one list is
-parsed whole: keep what does not fit in memory as JSONL or Parquet.
+JSONL is read line by line and Parquet batch by batch, so their size does not matter. A `.json` file that is
+one list is parsed whole: keep what does not fit in memory as JSONL or Parquet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row was found, for messages: `demos.jsonl:17`, or `demos.parquet: row 17`. Numbers start at 1."""
+    """Where a row was found, for messages: `demos.jsonl:17`, or `demos.parquet: row 17`, from 1 on."""
 
     source: str
     number: int
@@ -50,7 +50,9 @@ def read_file(path: Path) -> Iterator[PlacedRow]:
     """
     suffix = data_suffix(path)
     if suffix is None:
-        raise DataError(f"{path}: cannot tell what this file holds; its name must end in {', '.join(SUFFIXES)}")
+        raise DataError(
+            f"{path}: cannot tell what this file holds; its name must end in {', '.join(SUFFIXES)}"
+        )
     if suffix == ".parquet":
         return _read_parquet(path)
     return _read_jsonl(path) if suffix.startswith(".jsonl") else _read_json(path)
@@ -91,7 +93,9 @@ def _read_parquet(path: Path) -> Iterator[PlacedRow]:
                     number += 1
                     yield Place(str(path), number), row
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); write or fetch it again") from None
+        raise DataError(
+            f"{path}: cannot be read as Parquet ({one_line(error)}); write or fetch it again"
+        ) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -105,9 +109,13 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         after = f" after line {number}" if number else ""
-        raise DataError(f"{path}: damaged gzip file{after} ({one_line(error)}); write or fetch it again") from None
+        raise DataError(
+            f"{path}: damaged gzip file{after} ({one_line(error)}); write or fetch it again"
+        ) from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk and its permissions") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); check the disk and its permissions"
+        ) from None
 
 
 def _parse(line: bytes, place: Place) -> Any:
@@ -118,7 +126,10 @@ def _parse(line: bytes, place: Place) -> Any:
     except json.JSONDecodeError as error:
         why = f"{error.msg} at column {error.colno}"
         raise DataError(f"{place}: not valid JSON ({why}); mend or remove the line") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of nested brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # numbers of thousands of digits, thousands of nested brackets
         raise DataError(f"{place}: not valid JSON ({one_line(error)}); mend or remove the line") from None
 
 
@@ -130,7 +141,9 @@ def _parse_document(path: Path) -> Any:
         return json.loads(text.decode("utf-8"))
     except json.JSONDecodeError as error:
         why = f"{error.msg} at column {error.colno}"
-        raise DataError(f"{path}:{error.lineno}: not valid JSON ({why}); mend the file at this line") from None
+        raise DataError(
+            f"{path}:{error.lineno}: not valid JSON ({why}); mend the file at this line"
+        ) from None
     except UnicodeDecodeError as error:
         line = text.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: not valid UTF-8 ({error.reason}); save the file as UTF-8") from None

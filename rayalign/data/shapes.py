@@ -1,8 +1,9 @@
 """Rows as people store them, as demonstrations, preferences and prompts.
 
-What a row is, is read off its columns (after `columns` renamed them), so files of different shapes can be mixed. A row
-that cannot be understood is an error that names its place. A row that is understood but is of no use (an answer that is
-empty, a pair whose sides are equal) is left out, counted in a Tally, and the count is logged.
+What a row is, is read off its columns (after `columns` renamed them), so files of different shapes can be
+mixed. A row that cannot be understood is an error that names its place. A row that is understood but is of no
+use (an answer that is empty, a pair whose sides are equal) is left out, counted in a Tally, and the count is
+logged.
 """
 
 from __future__ import annotations
@@ -18,16 +19,22 @@ from rayalign.errors import DataError
 from rayalign.types import Conversation, Demonstration, Message, Preference
 
 COLUMNS = (
-    "prompt", "response", "completion", "messages", "conversations", "instruction", "context", "input", "output",
-    "question", "answer", "chosen", "rejected",
+    "prompt", "response", "completion", "messages", "conversations", "instruction", "context", "input",
+    "output", "question", "answer", "chosen", "rejected",
 )  # fmt: skip
 
-_PAIRS = "{prompt, chosen, rejected}, {instruction, input, chosen, rejected} or {chosen, rejected} with whole dialogues"
+_PAIRS = (
+    "{prompt, chosen, rejected}, {instruction, input, chosen, rejected}, "
+    "or {chosen, rejected} with whole dialogues"
+)
 _DEMONSTRATIONS = (
     "{prompt, response}, {prompt, completion}, {messages}, {conversations}, "
-    "{instruction, context or input, response or output}, {question, answer}, or a preference's {chosen, rejected}"
+    "{instruction, context or input, response or output}, {question, answer}, "
+    "or a preference's {chosen, rejected}"
 )
-_PROMPTS = "{prompt}, {instruction, context or input}, {question}, {messages}, {conversations} or {chosen, rejected}"
+_PROMPTS = (
+    "{prompt}, {instruction, context or input}, {question}, {messages}, {conversations} or {chosen, rejected}"
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,22 +44,27 @@ class _OfNoUse(Exception):
     """A row to leave out; the text is the reason that is counted."""
 
 
-def demonstrations(rows: Iterable[PlacedRow], *, tally: Tally | None = None) -> Iterator[tuple[Place, Demonstration]]:
-    """Rows as demonstrations. Of a conversation the last assistant turn is the response, of a preference `chosen` is.
+def demonstrations(
+    rows: Iterable[PlacedRow], *, tally: Tally | None = None
+) -> Iterator[tuple[Place, Demonstration]]:
+    """Rows as demonstrations.
 
-    A `response` or `completion` column goes before `chosen`, and `chosen` before any other. Left out and counted:
-    an empty response, a conversation without a prompt before its answer.
-    Raises DataError for a row without a known shape, and where no row at all can be used.
+    Of a conversation the last assistant turn is the response, of a preference `chosen` is.
+    A `response` or `completion` column goes before `chosen`, and `chosen` before any other. Left out and
+    counted: an empty response, a conversation without a prompt before its answer. Raises DataError for a row
+    without a known shape, and where no row at all can be used.
     """
     return _convert(rows, _to_demonstration, tally)
 
 
-def preferences(rows: Iterable[PlacedRow], *, tally: Tally | None = None) -> Iterator[tuple[Place, Preference]]:
+def preferences(
+    rows: Iterable[PlacedRow], *, tally: Tally | None = None
+) -> Iterator[tuple[Place, Preference]]:
     """Rows as preferences. The sides are answers, or whole dialogues that differ in their last turn only.
 
-    Left out and counted: sides that are equal, dialogues that differ before their last turn (there is no common
-    prompt), a dialogue that does not end with an answer. One empty side is kept: silence can be worse, or better.
-    Raises DataError for a row without a known shape, and where no row at all can be used.
+    Left out and counted: sides that are equal, dialogues that differ before their last turn (there is no
+    common prompt), a dialogue that does not end with an answer. One empty side is kept: silence can be worse,
+    or better. Raises DataError for a row without a known shape, and where no row at all can be used.
     """
     return _convert(rows, _to_preference, tally)
 
@@ -120,13 +132,14 @@ def _to_prompt(row: Row, place: Place) -> Conversation:
         prompt = _read_preference(row, place).prompt
     if prompt is None:
         prompt = _read_conversation(row, place)
-    if prompt is None:
-        _refuse(row, place, "prompt", _PROMPTS)
-    return _with_words(prompt[:-1] if prompt[-1].role == "assistant" else prompt)
+        if prompt is None:
+            _refuse(row, place, "prompt", _PROMPTS)
+        prompt = _last_answer(prompt)[0] if prompt[-1].role == "assistant" else prompt
+    return _with_words(prompt)
 
 
 def _read_prompt(row: Row, place: Place) -> Conversation | None:
-    """The prompt of a row that has a column for it; None where the prompt is inside a conversation or not there."""
+    """The prompt of a row that has a column for it; None where it is in a conversation, or not there."""
     if "prompt" in row:
         return _read_turns(row["prompt"], "prompt", place)
     key = next((key for key in ("instruction", "question") if key in row), None)
@@ -185,7 +198,9 @@ def _is_preference(row: Row) -> bool:
 
 def _read_preference(row: Row, place: Place) -> Preference:
     prompt = _read_prompt(row, place)
-    sides = [_read_side(row[key], key, place, has_prompt=prompt is not None) for key in ("chosen", "rejected")]
+    sides = [
+        _read_side(row[key], key, place, has_prompt=prompt is not None) for key in ("chosen", "rejected")
+    ]
     if any(side[-1].role != "assistant" for side in sides):
         raise _OfNoUse("a side does not end with an answer")
     (*before, chosen), (*before_rejected, rejected) = sides
@@ -193,7 +208,9 @@ def _read_preference(row: Row, place: Place) -> Preference:
         raise _OfNoUse("the sides differ before their last turn")
     if prompt is None or before:
         if prompt is not None and tuple(before[-len(prompt) :]) != prompt:
-            raise DataError(f"{place}: the turns before the answers are not the prompt; mend or remove the row")
+            raise DataError(
+                f"{place}: the turns before the answers are not the prompt; mend or remove the row"
+            )
         prompt = tuple(before)
     return Preference(prompt, chosen.content, rejected.content)
 

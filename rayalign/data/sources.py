@@ -1,13 +1,12 @@
-"""A data source of the config as a stream of rows: a file, a folder of files, a saved data set, or a hub name.
+"""A data source of the config as a stream of rows: a file, a folder of files, a saved data set or a hub name.
 
-Nothing is read before it is asked for, and nothing is written: local files are opened for reading only (a hub data set
-goes to Hugging Face's own cache, as always).
+Nothing is read before it is asked for, and nothing is written: local files are opened for reading only (a hub
+data set goes to Hugging Face's own cache, as always).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 from rayalign.config.data import DataSource
 from rayalign.data.files import SUFFIXES, Place, PlacedRow, Row, data_suffix, one_line, read_file
+from rayalign.data.hub import quiet_hub
 from rayalign.data.shapes import COLUMNS
 from rayalign.errors import ConfigError, DataError
 
@@ -28,13 +28,15 @@ _NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "st
 def read_rows(source: DataSource, *, resolve: Callable[[str], Path | str]) -> Iterator[PlacedRow]:
     """The rows of `source` with their places, read as they are taken.
 
-    `resolve` turns the path of the config into a local path or a hub name (`owner/name`, or `owner/name:config`); it is
-    where stage references become folders. Of a folder whose files or subfolders carry split names (`train.jsonl`,
-    `test-00000.parquet`) only those of `source.split` are read; where none does, all are.
+    `resolve` turns the path of the config into a local path or a hub name (`owner/name`, or
+    `owner/name:config`); it is where stage references become folders. Of a folder whose files or subfolders
+    carry split names (`train.jsonl`, `test-00000.parquet`) only those of `source.split` are read; where none
+    does, all are.
 
-    Raises DataError with one line for a path that is not there, a folder without data, an unknown ending, an unknown
-    split, no rows, a malformed row (with file and line) and a hub that cannot be reached; ConfigError for a column
-    name that means nothing here. What concerns the path is raised at once, what concerns rows when they are read.
+    Raises DataError with one line for a path that is not there, a folder without data, an unknown ending, an
+    unknown split, no rows, a malformed row (with file and line) and a hub that cannot be reached; ConfigError
+    for a column name that means nothing here. What concerns the path is raised at once, what concerns rows
+    when they are read.
     """
     unknown = sorted(set(source.columns) - set(COLUMNS))
     if unknown:
@@ -66,9 +68,13 @@ def _read_folder(folder: Path, split: str) -> Iterator[PlacedRow]:
 
 def _data_files(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if data_suffix(path) and path.is_file())
-    files = [path for path in found if path.name not in _NOT_ROWS and not _is_hidden(path.relative_to(folder))]
+    files = [
+        path for path in found if path.name not in _NOT_ROWS and not _is_hidden(path.relative_to(folder))
+    ]
     if not files:
-        raise DataError(f"{folder}: no data files in this folder; their names must end in {', '.join(SUFFIXES)}")
+        raise DataError(
+            f"{folder}: no data files in this folder; their names must end in {', '.join(SUFFIXES)}"
+        )
     return files
 
 
@@ -101,7 +107,9 @@ def _read_saved(folder: Path, split: str) -> Iterator[PlacedRow]:
     try:
         found = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise DataError(f"{folder}: cannot be read as a saved data set ({one_line(error)}); save it again") from None
+        raise DataError(
+            f"{folder}: cannot be read as a saved data set ({one_line(error)}); save it again"
+        ) from None
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise DataError(f"{folder}: no split {split!r} (there are: {', '.join(found)}); set split")
@@ -126,21 +134,17 @@ def _guarded(rows: Iterator[PlacedRow], location: str) -> Iterator[PlacedRow]:
 
 @contextlib.contextmanager
 def _hub_errors(location: str) -> Iterator[None]:
-    """Whatever the hub cannot give becomes one line, and its retries are not printed one by one."""
+    """Whatever the hub cannot give becomes one line."""
     import datasets
 
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        yield
+        with quiet_hub():
+            yield
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{location}: no such file or folder, and the Hugging Face hub does not give it ({one_line(error)}); "
+            f"{location}: no such file or folder, and the hub does not give it ({one_line(error)}); "
             "check the path, or the name, its split and the network"
         ) from None
-    finally:
-        logger.setLevel(level)
 
 
 def _numbered(rows: Iterable[Row], name: str) -> Iterator[PlacedRow]:
@@ -163,6 +167,8 @@ def _rename(row: Row, columns: dict[str, str], place: Place) -> Row:
     """Our names for theirs; a column of theirs that already had our name gives way."""
     missing = [theirs for theirs in columns.values() if theirs not in row]
     if missing:
-        raise DataError(f"{place}: no column {missing[0]!r} (there are: {', '.join(row)}); mend the columns setting")
+        raise DataError(
+            f"{place}: no column {missing[0]!r} (there are: {', '.join(row)}); mend the columns setting"
+        )
     kept: dict[str, Any] = {key: value for key, value in row.items() if key not in columns.values()}
     return kept | {ours: row[theirs] for ours, theirs in columns.items()}

@@ -42,6 +42,8 @@ class Tally:
         parts = [f"{self.num_used} rows used"]
         for word, counts in (("left out", self.left_out), ("cut", self.cut)):
             if counts:
-                reasons = (f"{n} x {reason}, first at {self.first_places[reason]}" for reason, n in counts.items())
+                reasons = (
+                    f"{n} x {reason}, first at {self.first_places[reason]}" for reason, n in counts.items()
+                )
                 parts.append(f"{counts.total()} {word} ({'; '.join(reasons)})")
         return ", ".join(parts)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from rayalign.config.model import LearnerConfig, OptimizerConfig
-from rayalign.data.ragged import micro_batches, shard_rows
+from rayalign.engines.batching import Rank, rank_micro_batches
 from rayalign.errors import RayalignError
 from rayalign.models.batch import TokenBatch, token_batch
 from rayalign.telemetry.metrics import Last, Metrics, merge
@@ -44,19 +44,6 @@ class LossOutput:
 
 
 LossFn = Callable[[Any, TokenBatch], LossOutput]
-
-
-@dataclass(frozen=True)
-class Rank:
-    """This process among the ranks of its group."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Rank:
-        """RANK and WORLD_SIZE as the placement set them; alone if unset."""
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 class Learner:
@@ -103,7 +90,7 @@ class Learner:
         Each rank runs its share; `group_size` consecutive rows (the two sides of a pair) are never torn apart. Raises
         RayalignError for a gradient that is not finite.
         """
-        batches = self.micro_batches(sequences, group_size=group_size)
+        batches = rank_micro_batches(sequences, self._learner, self.rank, group_size=group_size)
         scale = self.rank.world_size / denominator
         parts: list[Metrics] = []
         self._engine.zero_grad()
@@ -119,35 +106,13 @@ class Learner:
         self.steps_done += 1
         return self._gathered(merge(parts)) | self._step_metrics()
 
-    def micro_batches(self, sequences: Sequences, *, group_size: int = 1) -> list[tuple[np.ndarray, float]]:
-        """This rank's (rows, weight) pairs, as many on every rank: ZeRO's collectives need the same number of passes.
-
-        A rank with fewer repeats the first group at weight 0.
-        """
-        packing, budget = self._learner.packing, self._learner.micro_batch_tokens
-        lengths = sequences.tokens.lengths.reshape(-1, group_size)
-        # A padded group costs its longest member for each of its rows, a packed one the sum of its members.
-        costs = lengths.sum(axis=1) if packing else lengths.max(axis=1)
-        max_tokens = budget if packing else budget // group_size
-
-        def of_rank(rank: int) -> list[np.ndarray]:
-            groups = shard_rows(costs, self.rank.world_size, rank)
-            return [groups[b] for b in micro_batches(costs[groups], max_tokens=max_tokens, packing=packing)]
-
-        plans = [of_rank(rank) for rank in range(self.rank.world_size)]
-        longest = max(1, max(len(plan) for plan in plans))
-        own = [(groups, 1.0) for groups in plans[self.rank.rank]]
-        own += [(np.array([0]), 0.0)] * (longest - len(own))
-        members = np.arange(group_size)
-        return [((groups[:, None] * group_size + members).reshape(-1), weight) for groups, weight in own]
-
     @torch.no_grad()
     def map(
         self, sequences: Sequences, function: Callable[[Any, TokenBatch], torch.Tensor]
     ) -> list[tuple[np.ndarray, torch.Tensor]]:
         """Applies a function of (module, batch) to this rank's share, without gradients: (rows, result) pairs."""
         results = []
-        for rows, weight in self.micro_batches(sequences):
+        for rows, weight in rank_micro_batches(sequences, self._learner, self.rank):
             batch = token_batch(sequences, rows, packing=self._learner.packing, device=self.device)
             result = function(self._engine, batch)
             if weight:
@@ -243,16 +208,16 @@ def seed_everything(seed: int) -> None:
 
 def init_distributed() -> None:
     """Joins the group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or makes a group of one."""
-    if torch.distributed.is_initialized():
-        return
     defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
-        # A group of one meets in memory; no port to collide on.
+    if not torch.distributed.is_initialized() and "MASTER_PORT" not in os.environ:
+        # A group of one meets in memory; there is no port to collide on.
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-    _deepspeed().init_distributed(dist_backend=backend, verbose=False)
+    deepspeed = _deepspeed()
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
 
 
 def _deepspeed() -> Any:
@@ -283,11 +248,3 @@ def _deepspeed_config(learner: LearnerConfig, optimizer: OptimizerConfig, dtype:
         **_precision(dtype),
         **learner.deepspeed,
     }
-
-
-def concatenated_rows(results: Sequence[tuple[np.ndarray, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, values) of `Learner.map` results with one value a row, as two flat arrays."""
-    if not results:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    rows = np.concatenate([rows for rows, _ in results]).astype(np.int64)
-    return rows, np.concatenate([values.float().cpu().numpy() for _, values in results])

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from rayalign.engines.batching import concatenated_rows
 from rayalign.engines.learner import (
     Learner,
     LossOutput,
-    concatenated_rows,
     init_distributed,
     local_device,
     seed_everything,

@@ -1,4 +1,4 @@
-"""Means, proportions and paired differences with their intervals. numpy only; the same input gives the same output."""
+"""Means, proportions and paired differences with their intervals: the same input gives the same output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Interval:
     def as_dict(self) -> dict[str, float | int | None]:
         """{"mean", "low", "high", "num"}, with null for NaN, as results.json holds it."""
         ends = {"mean": self.mean, "low": self.low, "high": self.high}
-        return {name: value if math.isfinite(value) else None for name, value in ends.items()} | {"num": self.num}
+        return {name: value if math.isfinite(value) else None for name, value in ends.items()} | {
+            "num": self.num
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class PairedDifference:
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """The mean with Student's t interval; the values must be independent (average samples of one prompt first).
+    """The mean with Student's t interval; the values must be independent (average a prompt's samples first).
 
     Example: `mean_interval([1, 2, 3])` is 2, from -0.484 to 4.484.
     """
@@ -59,7 +61,10 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 def bootstrap_interval(
     values: ArrayLike, confidence: float = 0.95, *, num_resamples: int = 5000, seed: int = 0
 ) -> Interval:
-    """The mean with the percentile bootstrap's interval; for values far from normal. Too narrow below about 30 values."""
+    """The mean with the percentile bootstrap's interval, for values far from normal.
+
+    Too narrow below about 30 values.
+    """
     x = _checked(values, confidence)
     if x.size < 2:
         return Interval(float(x[0]) if x.size else math.nan, math.nan, math.nan, x.size)

@@ -28,7 +28,7 @@ def t_quantile(probability: float, degrees: float) -> float:
 
 
 def t_cdf(t: float, degrees: float) -> float:
-    """P(T <= t): half the regularised incomplete beta function I_x(degrees/2, 1/2) at x = degrees/(degrees + t^2)."""
+    """P(T <= t), from the incomplete beta function I_x(degrees/2, 1/2) at x = degrees/(degrees + t^2)."""
     tail = 0.5 * _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t))
     return 1 - tail if t > 0 else tail
 

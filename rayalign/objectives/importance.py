@@ -35,10 +35,11 @@ def importance_weights(
     """pi_old / pi_sampler, bounded: old_logprobs[T], sampler_logprobs[T], lengths[B] -> weights[T], detached.
 
     `level`: one ratio per token, or one per sequence (the product over its tokens) given to each of its
-    tokens. Token level is biased, sequence level is not but varies more. `mode`: "truncate" takes min(ratio,
-    cap) (TIS, Yao et al. 2025; Munos et al. 2016); "mask" keeps ratios within [1 / cap, cap] and gives 0 to
-    the rest (IcePop, 2025, with one bound for both sides). Tokens of weight 0 stay in the caller's
-    denominator, as they are real samples.
+    tokens. The sequence level is unbiased but varies more; the token level is biased even without a cap.
+    `mode`: "truncate" takes min(ratio, cap) (truncated importance sampling, TIS, Yao et al. 2025). "mask"
+    keeps ratios within [1 / cap, cap] and gives 0 to the rest (IcePop, 2025; departure: one bound serves both
+    sides). A mask tighter than the usual spread of ratios biases more than no correction at all
+    (test_off_policy.py). Tokens of weight 0 stay in the caller's denominator: they were sampled.
 
     Example: log-ratios [1., -0.1], one token each, token level, cap 2 -> truncate [2., 0.905], mask [0.,
     0.905].
@@ -50,11 +51,10 @@ def importance_weights(
     log_ratios = paired_difference(old_logprobs, sampler_logprobs).detach()
     if level == "sequence":
         log_ratios = repeat_per_token(segment_sum(log_ratios, lengths), lengths)
-    # bounded before exp: the ratio of a long sequence would overflow
-    bounded = log_ratios.clamp(max=math.log(cap)).exp()
+    ratios = log_ratios.exp()  # a long sequence's may be inf: either mode bounds it
     if mode == "truncate":
-        return bounded
-    return torch.where(log_ratios.abs() <= math.log(cap), bounded, 0.0)
+        return ratios.clamp(max=cap)
+    return torch.where((ratios >= 1 / cap) & (ratios <= cap), ratios, 0.0)
 
 
 def mismatch(old_logprobs: Tensor, sampler_logprobs: Tensor) -> Mismatch:
@@ -67,7 +67,7 @@ def mismatch(old_logprobs: Tensor, sampler_logprobs: Tensor) -> Mismatch:
     diffs = paired_difference(old_logprobs, sampler_logprobs).detach()
     absolute = diffs.abs()
     largest = absolute.max() if absolute.numel() else absolute.sum()
-    kl_k3 = (torch.expm1(diffs) - diffs).clamp(min=0)
+    kl_k3 = torch.expm1(diffs) - diffs
     return Mismatch(absolute.sum(), largest, kl_k3.sum(), absolute.numel())
 
 

@@ -72,7 +72,7 @@ def chunked_logprobs(
     def forward(hidden_chunk: Tensor, labels_chunk: Tensor) -> Tensor:
         logits = head(hidden_chunk)
         logprobs = selected_logprobs(logits, labels_chunk, temperature=temperature)
-        if with_entropy and len(entropies) < len(chunks):  # full when backward runs this again
+        if with_entropy:  # after the log-probs: recomputation in backward stops once it has those
             entropies.append(entropy_from_logits(logits, temperature=temperature))
         return logprobs
 

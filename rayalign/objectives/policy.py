@@ -111,4 +111,4 @@ def kl_policy_to_ref_k3(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor
     a loss it gives the gradient of KL(pi_ref || pi), the other way.
     """
     log_ratios = paired_difference(ref_logprobs, policy_logprobs).detach()
-    return (torch.expm1(log_ratios) - log_ratios).clamp(min=0)
+    return torch.expm1(log_ratios) - log_ratios

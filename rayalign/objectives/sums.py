@@ -22,7 +22,7 @@ def weighted_sum(values: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def check_vectors(*vectors: Tensor) -> None:
-    """Raises ValueError unless all are vectors of one length."""
+    """Raises ValueError unless all are vectors of one length: [N], [N], ..."""
     shapes = [tuple(vector.shape) for vector in vectors]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1:
         raise ValueError(f"want vectors of one length, got shapes {shapes}")

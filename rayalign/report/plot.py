@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator
 
 from rayalign.report.results import Results, title
@@ -19,6 +19,7 @@ from rayalign.report.results import Results, title
 _COLOURS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _INK = "#333333"
 _DPI = 150
+_FEW = 12  # points, such as one a round, that would not be seen as a line
 _DODGE = 0.006  # between models at one temperature, so that their error bars do not lie on each other
 
 
@@ -52,8 +53,8 @@ _PANELS = (
 class Curves:
     """The alternation's metrics over its policy steps."""
 
-    points: dict[str, dict[int, float]] = field(default_factory=dict)  # metric name -> {policy step: last value there}
-    round_starts: list[int] = field(default_factory=list)  # the policy steps that ended a round, but the last round's
+    points: dict[str, dict[int, float]] = field(default_factory=dict)  # metric -> {policy step: last value}
+    round_starts: list[int] = field(default_factory=list)  # policy steps that a new round followed
 
 
 def plot_run(metrics_jsonl: Path, results: Mapping[str, Any] | None, out: Path) -> Path | None:
@@ -69,12 +70,15 @@ def plot_run(metrics_jsonl: Path, results: Mapping[str, Any] | None, out: Path) 
         return None
     figure = Figure(figsize=(11 if quantity and panels else 6, 5.4), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(1, 2, wspace=0.04) if quantity and panels else [figure, figure]
+    left: FigureBase = figure
+    right: FigureBase = figure
+    if quantity and panels:
+        left, right = figure.subfigures(1, 2, wspace=0.04, squeeze=False)[0]
     if quantity:
-        _draw_temperatures(parts[0].subplots(), read, quantity)
+        _draw_temperatures(left.subplots(), read, quantity)
     if panels:
-        _draw_curves(parts[1].subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, curves)
-        parts[1].align_ylabels()
+        _draw_curves(list(right.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]), panels, curves)
+        right.align_ylabels()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, format="png")
     return out
@@ -83,8 +87,8 @@ def plot_run(metrics_jsonl: Path, results: Mapping[str, Any] | None, out: Path) 
 def read_curves(metrics_jsonl: Path) -> Curves:
     """Every metric of the last stage that has `policy/` metrics, over that stage's policy steps.
 
-    A record without `policy/` metrics (a reward update, a round's health) stands at the last policy step before it. A
-    step that a resumed run repeated counts once, as it was the last time.
+    A record without `policy/` metrics (a reward update, a round's health) stands at the last policy step
+    before it. A step that a resumed run repeated counts once, as it was the last time.
     """
     records = list(_records(metrics_jsonl)) if metrics_jsonl.exists() else []
     stage = next((r["stage"] for r in reversed(records) if _is_policy_step(r)), None)
@@ -146,13 +150,16 @@ def _draw_temperatures(axes: Axes, read: Results, quantity: str) -> None:
     axes.set_xticks(sorted(read.temperatures))
     axes.set_xlim(min(read.temperatures) - 0.05, max(read.temperatures) + 0.05)
     axes.set_xlabel("sampling temperature")
-    axes.set_ylabel("golden reward (0 to 1, mean, 95% interval)" if quantity == "golden" else "learned reward")
+    axes.set_ylabel(
+        "golden reward (0 to 1, mean, 95% interval)" if quantity == "golden" else "learned reward"
+    )
     axes.set_title("Held-out prompts", loc="left", color=_INK)
     if quantity == "golden":
         axes.set_ylim(0, 1.03)
     _finish(axes)
     handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: labels[i] == "demonstrator")  # matplotlib puts plain lines first
+    # matplotlib puts plain lines before those with error bars
+    order = sorted(range(len(labels)), key=lambda i: labels[i] == "demonstrator")
     axes.legend(
         [handles[i] for i in order],
         [labels[i] for i in order],
@@ -172,9 +179,11 @@ def _draw_curves(column: Sequence[Axes], panels: Sequence[_Panel], curves: Curve
         for place, (name, label) in enumerate(panel.metrics.items()):
             points = curves.points.get(name)
             if points:
-                marker = "o" if len(points) <= 12 else None  # few points, such as one a round, are not seen as a line
-                style = {"color": _COLOURS[1 + place], "marker": marker, "markersize": 4, "linewidth": 1.6}
-                axes.plot(list(points), list(points.values()), label=label, **style)
+                marker = "o" if len(points) <= _FEW else ""
+                (line,) = axes.plot(
+                    list(points), list(points.values()), color=_COLOURS[1 + place], label=label
+                )
+                line.set(linewidth=1.6, marker=marker, markersize=4)
         axes.set_ylabel(panel.ylabel)
         if panel.limits:
             axes.set_ylim(*panel.limits)

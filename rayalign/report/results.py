@@ -1,4 +1,4 @@
-"""A tolerant reading of results.json, as the evaluate stage writes it; whatever a run did not measure may be missing.
+"""A tolerant reading of results.json, as the evaluate stage writes it: any part of it may be missing.
 
     {"models": {MODEL: {TEMPERATURE: {"golden": ESTIMATE|null, "reward": ESTIMATE|null, "length": ESTIMATE,
                                       "ended_frac": x, "parsed_frac": x, "attributes": {NAME: x}}}},
@@ -38,7 +38,12 @@ class Estimate:
         if mean is None:
             return None
         low, high = (_finite(value.get(end)) for end in ("low", "high"))
-        return cls(mean, math.nan if low is None else low, math.nan if high is None else high, int(value.get("num") or 0))
+        return cls(
+            mean,
+            math.nan if low is None else low,
+            math.nan if high is None else high,
+            int(value.get("num") or 0),
+        )
 
     def is_above(self, other: Estimate) -> bool:
         """Whether this interval lies wholly above the other; unknown ends are above nothing."""

@@ -9,8 +9,8 @@
      "gain": {"rft_minus_sft": {"t1_0": {"golden": x, "intervals_apart": true}}},
      "artifacts": {NAME: path}}
 
-A temperature T is the key "t" with "_" for the point: 0.7 is t0_7. What a run did not measure is absent; a number that
-is not finite is null.
+A temperature T is the key "t" with "_" for the point: 0.7 is t0_7. What a run did not measure is absent; a
+number that is not finite is null.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The end of a run on the terminal: rewards by model and temperature, the reward's accuracy, examples, what it shows."""
+"""The end of a run on the terminal: rewards, the learned reward's accuracy, examples, what they show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ _ACCURACY_NAMES = {
     "heldout_pairs": "held-out preference pairs",
     "policy_samples": "pairs of the policy's own samples",
 }
-_BESIDE = {"reward": "learned reward", "length": "length (tokens)", "ended_frac": "ended", "parsed_frac": "parsed"}
+_BESIDE = {
+    "reward": "learned reward",
+    "length": "length (tokens)",
+    "ended_frac": "ended",
+    "parsed_frac": "parsed",
+}
 
 
 def print_report(console: Console, results: Mapping[str, Any], artifacts: Mapping[str, str]) -> None:
@@ -36,7 +41,7 @@ def print_report(console: Console, results: Mapping[str, Any], artifacts: Mappin
 
 
 def reward_table(read: Results, quantity: str, heading: str) -> Table:
-    """The quantity by model (rows) and temperature (columns), with its interval; the demonstrator's row last."""
+    """The quantity by model (rows) and temperature (columns), with intervals; the demonstrator's row last."""
     table = Table(title=heading, title_style="bold", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("model")
     for temperature in read.temperatures:
@@ -59,7 +64,12 @@ def beside_table(read: Results) -> Table | None:
     names = [name for name in _BESIDE if any(Estimate.parse(cell.get(name)) for cell in cells.values())]
     if not names:
         return None
-    table = Table(title=f"Answers at T = {number(temperature)}", title_style="bold", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"Answers at T = {number(temperature)}",
+        title_style="bold",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
     table.add_column("model")
     for name in names:
         table.add_column(_BESIDE[name], justify="right")

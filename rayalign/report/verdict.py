@@ -17,10 +17,10 @@ _JUDGE_CAVEAT = "the learned reward is what {new} was trained on, so a gain in i
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Two plain sentences on results.json: the learned policy against its start, then what that does not prove.
+    """Two plain sentences on results.json: the learned policy against its start, and what is not shown.
 
-    Compares rft with sft where both are there, else the last model with the one before it; on the golden reward where
-    there is one, else on the learned reward.
+    Compares rft with sft where both are there, else the last model with the one before it; on the golden
+    reward where there is one, else on the learned reward.
     """
     read = Results(results)
     measure = next((name for name in _MEASURES if read.has(name)), None)
@@ -32,12 +32,12 @@ def verdict(results: Mapping[str, Any]) -> str:
     old, new = ("sft", "rft") if {"sft", "rft"} <= set(measured) else measured[-2:]
     contrast = _Contrast(read, measure, old, new)
     if not contrast.temperatures:
-        return f"{title(old)} and {title(new)} were measured at no common temperature, so they cannot be compared."
+        return f"{title(old)} and {title(new)} share no temperature, so they cannot be compared."
     return f"{_comparison(contrast)}. {_reservations(contrast)}."
 
 
 class _Contrast:
-    """Two models on one measure at their common temperatures, sorted by who is ahead with the intervals apart."""
+    """Two models on one measure at their common temperatures, sorted by who is clearly ahead."""
 
     def __init__(self, results: Results, measure: str, old: str, new: str) -> None:
         self.results, self.measure, self.old, self.new = results, measure, old, new
@@ -59,7 +59,9 @@ class _Contrast:
 
 def _comparison(contrast: _Contrast) -> str:
     new, old = contrast.new_curve[contrast.main], contrast.old_curve[contrast.main]
-    figures = f"{_MEASURES[contrast.measure]} at {number(contrast.main)}: {new.mean:.3f} against {old.mean:.3f}"
+    figures = (
+        f"{_MEASURES[contrast.measure]} at {number(contrast.main)}: {new.mean:.3f} against {old.mean:.3f}"
+    )
     return f"{_who_is_ahead(contrast)} ({figures}){_colder(contrast)}{_ending(contrast)}"
 
 
@@ -125,8 +127,8 @@ def _against_demonstrator(contrast: _Contrast) -> str:
         return f"{name} is above {demonstrator}, and so is {title(contrast.old)}"
     if new.low > expert:
         return (
-            f"{name} is above {demonstrator}: IRL with a small beta (KL weight) extrapolates past its demonstrations, "
-            "which is not imitation"
+            f"{name} is above {demonstrator}: IRL with a small beta (KL weight) extrapolates past its "
+            "demonstrations, which is not imitation"
         )
     if new.high < expert:
         return f"{name} stays below {demonstrator}"

@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from statistics import fmean
 
 from rayalign.telemetry.metrics import Mean, Metrics
@@ -30,9 +29,9 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the block's seconds to `name`, also when the block raises. Phases may nest; each counts its own time.
+        """Adds the block's seconds to `name`, also when the block raises.
 
-        A phase belongs to the lap that it ends in.
+        Phases may nest; each counts all of its own time, and belongs to the lap that it ends in.
         """
         start = self._now()
         try:
@@ -41,8 +40,8 @@ class Clock:
             self._phase_s[name] += self._now() - start
 
     def busy(self, group: str, seconds: float | Sequence[float]) -> None:
-        """Adds what a group reported for one call: its seconds of work, or those of each worker, which are averaged."""
-        workers = [seconds] if isinstance(seconds, Real) else seconds
+        """Adds what a group reported for one call: seconds of work, or each worker's, which are averaged."""
+        workers = seconds if isinstance(seconds, Sequence) else [seconds]
         self._busy_s[group] += fmean(workers) if workers else 0.0
 
     def tokens(self, phase: str, count: int) -> None:
@@ -52,15 +51,17 @@ class Clock:
     def lap(self) -> Metrics:
         """The lap's metrics; then starts the next lap.
 
-        `time/PHASE_s`, `time/step_s` (the whole lap), `idle_frac/GROUP` (1 - busy/lap; 0 where work begun in the lap
-        before makes it more than busy), and `tokens_per_s/PHASE` for the phases that took time in this lap. Merged
-        over laps, times are means per lap and rates are weighted by their seconds.
+        `time/PHASE_s`, `time/step_s` (the whole lap), `idle_frac/GROUP` (1 - busy/lap; 0 where work begun in
+        the lap before makes it more than busy), and `tokens_per_s/PHASE` for the phases that took time in
+        this lap. Merged over laps, times are means per lap and rates are weighted by their seconds.
         """
         end = self._now()
         wall = end - self._start
         metrics: Metrics = {"time/step_s": Mean(wall)}
         metrics |= {f"time/{name}_s": Mean(seconds) for name, seconds in self._phase_s.items()}
-        metrics |= {f"idle_frac/{group}": Mean(max(0.0, wall - busy), wall) for group, busy in self._busy_s.items()}
+        metrics |= {
+            f"idle_frac/{group}": Mean(max(0.0, wall - busy), wall) for group, busy in self._busy_s.items()
+        }
         metrics |= {
             f"tokens_per_s/{name}": Mean(count, self._phase_s[name])
             for name, count in self._tokens.items()

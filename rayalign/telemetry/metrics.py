@@ -1,7 +1,7 @@
-"""Metrics that know how they reduce, so that micro-batches, ranks and steps merge without a side table of weights.
+"""Metrics that know how they reduce: micro-batches, ranks and steps merge without a side table of weights.
 
-Every kind is a frozen value with `merge(other)` (associative, and apart from `Last` commutative) and `value()`. They
-are a few floats each and travel between processes; nothing here imports numpy, torch or ray.
+Every kind is a frozen value with `merge(other)` (associative, and apart from `Last` commutative) and
+`value()`. They are a few floats each and travel between processes; nothing here imports numpy, torch or ray.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
-
-Kind = TypeVar("Kind", "Mean", "Sum", "Max", "Min", "Last")
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ Metrics = dict[str, Metric]
 
 
 def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
-    """All parts as one; a name may be missing from some. Raises TypeError, naming it, where a name has two kinds.
+    """All parts as one; a name may be missing from some. A name with two kinds is a TypeError that names it.
 
     Example: `merge([{"loss": Mean(6.0, 3)}, {"loss": Mean(2.0, 1), "steps": Sum(1)}])`.
     """
@@ -129,9 +127,11 @@ def prefixed(metrics: Mapping[str, Metric], prefix: str) -> Metrics:
     return {f"{prefix}/{name}": metric for name, metric in metrics.items()}
 
 
-def _merge_named(name: str, first: Kind, second: Kind) -> Kind:
+def _merge_named(name: str, first: Any, second: Any) -> Metric:
     if type(first) is not type(second):
-        raise TypeError(f"metric {name!r} is a {type(first).__name__} in one part and a {type(second).__name__} in another")
+        raise TypeError(
+            f"metric {name!r} is a {type(first).__name__} in one part, a {type(second).__name__} in another"
+        )
     return first.merge(second)
 
 

@@ -22,7 +22,13 @@ class Bar:
     """One stage in progress. Made by `Progress.stage`; told of progress by `update`."""
 
     def __init__(
-        self, name: str, total: int | None, unit: str, done: int, now: Callable[[], float], changed: Callable[[Bar], None]
+        self,
+        name: str,
+        total: int | None,
+        unit: str,
+        done: int,
+        now: Callable[[], float],
+        changed: Callable[[Bar], None],
     ) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, done
         self.round: tuple[int, int] | None = None
@@ -38,7 +44,7 @@ class Bar:
         note: Mapping[str, float] | None = None,
         total: int | None = None,
     ) -> None:
-        """Adds `advance` units; sets the round (this, of all), up to five key numbers, or a total known only now."""
+        """Adds `advance` units; sets the round (this, of all), up to five key numbers, or a late total."""
         self.done += advance
         self._updated = self._now() if advance else self._updated
         self.round = round or self.round
@@ -78,10 +84,11 @@ class Bar:
 
 
 class Progress:
-    """Shows the stages of a run: live on a terminal, else a plain line at a stage's start, at its end, and in between
-    at most every five seconds. Not `enabled`, only what is given to `say` is shown.
+    """Shows the stages of a run: live on a terminal, else in plain lines.
 
-    Lines that others print meanwhile, such as the logs of Ray's actors, appear above the live display.
+    Plain lines come at a stage's start, at its end, and in between at most every five seconds. Not `enabled`,
+    only what is given to `say` is shown. Lines that others print meanwhile, such as the logs of Ray's actors,
+    appear above the live display.
 
     Example:
         with progress.stage("irl", total=40, unit="step") as bar:
@@ -106,7 +113,8 @@ class Progress:
     def stage(self, name: str, total: int | None = None, unit: str = "step", done: int = 0) -> Iterator[Bar]:
         """Shows the stage while the block runs, and one line of how it ended. Stages may nest.
 
-        Without a total it is a wait of unknown length ("starting 3 actors"); `done` units are behind a resumed stage.
+        Without a total it is a wait of unknown length ("starting 3 actors"). A resumed stage has `done` units
+        behind.
         """
         bar = Bar(name, total, unit, done, self._now, self._on_update)
         self._begin(bar)
@@ -125,11 +133,14 @@ class Progress:
         if self._is_live:
             self._display.bars.append(bar)
             if self._live is None:
-                self._live = Live(self._display, console=self._console, refresh_per_second=SPIN_HZ, transient=True)
+                self._live = Live(
+                    self._display, console=self._console, refresh_per_second=SPIN_HZ, transient=True
+                )
                 self._live.start()
         elif self._enabled:
             self._last_line[bar] = self._now()
-            self.say(f"{bar.name} ..." if bar.total is None else f"{bar.name}: {bar.total - bar.done} {bar.unit}s to do")
+            amount = " ..." if bar.total is None else f": {bar.total - bar.done} {bar.unit}s to do"
+            self.say(bar.name + amount)
 
     def _on_update(self, bar: Bar) -> None:
         if bar not in self._last_line:
@@ -150,7 +161,7 @@ class Progress:
 
 
 class _Display:
-    """The active stages, two lines each: where it is, and its key numbers. Drawn anew for whatever width there is."""
+    """The active stages, two lines each: where it is, and its key numbers; drawn for any width."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.bars: list[Bar] = []
@@ -192,7 +203,8 @@ def _end_line(bar: Bar, ended: str) -> str:
     if ended == "done":
         amount = f", {bar.done} {bar.unit}s in" if bar.done else " in"
     else:
-        amount = f" at {bar.unit} {bar.done}{f'/{bar.total}' if bar.total else ''} after" if bar.done else " after"
+        of_all = f"/{bar.total}" if bar.total else ""
+        amount = f" at {bar.unit} {bar.done}{of_all} after" if bar.done else " after"
     notes = bar.notes()
     return f"{bar.name}: {ended}{amount} {duration(bar.elapsed_s)}" + (SEPARATOR + notes if notes else "")
 

@@ -1,7 +1,8 @@
-"""Where records go: metrics.jsonl, TensorBoard, Weights & Biases, MLflow. The trackers are imported in this file only,
-and each by the sink that needs it.
+"""Where records go: metrics.jsonl, TensorBoard, Weights & Biases, MLflow.
 
-A record holds the fields in `FIELDS` and, under any other key, a number. `step` counts over all stages of the run.
+The trackers are imported in this file only, each by the sink that needs it. A record holds the fields in
+`FIELDS` and, under any other key, a number; the `step` that a sink is given counts over all stages of the
+run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ Record = Mapping[str, float | int | str | None]
 
 FIELDS = ("stage", "round", "step", "global_step", "time_s")
 
+MAX_FAULT = 200  # characters of another library's message
 MLFLOW_MAX_PARAM = 6000  # characters of a value
 MLFLOW_MAX_BATCH = 100  # params of one request
 
@@ -69,11 +71,13 @@ class JsonlSink:
         self._file.close()
 
     def _fault(self, error: OSError) -> UserError:
-        return UserError(f"{self._path}: cannot be written ({error.strerror}); free space there or set another run_dir")
+        return UserError(
+            f"{self._path}: cannot be written ({error.strerror}); free space there or set another run_dir"
+        )
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl, oldest first; a last line that a killed run left half-written is skipped."""
+    """The records of a metrics.jsonl, oldest first; a last line that a killed run left torn is skipped."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
@@ -81,7 +85,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
-                raise DataError(f"{path}:{number}: not a JSON record; move this file away to start a new one") from None
+                raise DataError(
+                    f"{path}:{number}: not a JSON record; move this file away to start a new one"
+                ) from None
 
 
 class TensorBoardSink:
@@ -105,7 +111,9 @@ class TensorBoardSink:
         if not self._started:
             self._forget_from(step)
         points = [self._summary.Value(tag=tag, simple_value=value) for tag, value in _curves(record).items()]
-        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=points)))
+        self._writer.add_event(
+            self._event(wall_time=time.time(), step=step, summary=self._summary(value=points))
+        )
 
     def close(self, failed: bool = False) -> None:
         self._writer.close()
@@ -120,7 +128,9 @@ class TensorBoardSink:
 class WandbSink:
     """A Weights & Biases run; a resumed run continues its own (online)."""
 
-    def __init__(self, config: WandbConfig, run_name: str, folder: Path, resolved_config: dict[str, Any]) -> None:
+    def __init__(
+        self, config: WandbConfig, run_name: str, folder: Path, resolved_config: dict[str, Any]
+    ) -> None:
         try:
             import wandb
         except ImportError:
@@ -138,8 +148,10 @@ class WandbSink:
                 allow_val_change=True,
             )
         except wandb.errors.Error as error:
-            raise UserError(f"telemetry.wandb: {_one_line(error)}; or set telemetry.wandb.mode=offline") from None
-        # W&B drops what does not rise in its own step; a resumed run repeats some, so the axis is a field of ours
+            raise UserError(
+                f"telemetry.wandb: {_one_line(error)}; or set telemetry.wandb.mode=offline"
+            ) from None
+        # W&B drops what does not rise in its own step; a resumed run repeats some: so the axis is our own
         self._run.define_metric("global_step")
         self._run.define_metric("*", step_metric="global_step")
 
@@ -156,7 +168,9 @@ class MlflowSink:
     A server that goes away later does not stop the run: the sink says so once and stays silent.
     """
 
-    def __init__(self, config: MlflowConfig, run_name: str, folder: Path, resolved_config: dict[str, Any]) -> None:
+    def __init__(
+        self, config: MlflowConfig, run_name: str, folder: Path, resolved_config: dict[str, Any]
+    ) -> None:
         try:
             from mlflow.entities import Metric, Param
             from mlflow.exceptions import MlflowException
@@ -170,8 +184,12 @@ class MlflowSink:
             self._id = _stored_id(
                 folder / "mlflow_run_id", lambda: self._create(config.experiment, run_name, params)
             )
+            self._client.update_run(self._id, status="RUNNING")
         except MlflowException as error:
-            raise UserError(f"telemetry.mlflow.tracking_uri {config.tracking_uri}: {_one_line(error)}") from None
+            where = f"telemetry.mlflow.tracking_uri {config.tracking_uri}"
+            raise UserError(
+                f"{where} does not answer as MLflow: {_one_line(error)}; check it, or remove telemetry.mlflow"
+            ) from None
         self._lost = False
 
     def log(self, record: Record, step: int) -> None:
@@ -203,7 +221,9 @@ class MlflowSink:
 def _curves(record: Record) -> dict[str, float]:
     """The record's numbers under STAGE/NAME."""
     numbers = {name: value for name, value in record.items() if name not in FIELDS}
-    return {f"{record['stage']}/{name}": float(v) for name, v in numbers.items() if isinstance(v, (int, float))}
+    return {
+        f"{record['stage']}/{name}": float(v) for name, v in numbers.items() if isinstance(v, (int, float))
+    }
 
 
 def _is_json(value: float | int | str | None) -> bool:
@@ -241,8 +261,11 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _not_installed(package: str, requirement: str, otherwise: str) -> UserError:
-    return UserError(f"telemetry asks for {package}, which is not installed: pip install '{requirement}', or {otherwise}")
+    return UserError(
+        f"telemetry asks for {package}, which is not installed: pip install '{requirement}', or {otherwise}"
+    )
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+    words = " ".join(str(error).split()).rstrip(".")
+    return words if len(words) <= MAX_FAULT else words[: MAX_FAULT - 4] + " ..."

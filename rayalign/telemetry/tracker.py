@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,10 +26,10 @@ from rayalign.telemetry.sinks import (
 class Tracker:
     """Owns the sinks of a run folder: metrics.jsonl always, the others as configured.
 
-    Every record is {"stage", "round", "step", "global_step", "time_s", NAME: value, ...}. `step` is the stage's own
-    count; `global_step` goes on counting from stage to stage, and is the axis of TensorBoard and the trackers. In a
-    folder that has records already both counts and the time go on: a resumed stage keeps its place, and a step that
-    it repeats is found twice in metrics.jsonl, where the later line holds.
+    Every record is {"stage", "round", "step", "global_step", "time_s", NAME: value, ...}. `step` is the
+    stage's own count; `global_step` goes on from stage to stage, and is the axis of TensorBoard and the
+    trackers. In a folder that has records already both counts and the time go on: a resumed stage keeps its
+    place, and a step that it repeats is found twice in metrics.jsonl, where the later line holds.
 
     Example:
         with Tracker(run_folder, config.telemetry, config.name, resolved) as tracker:
@@ -60,7 +60,7 @@ class Tracker:
     def log(
         self, stage: str, round: int | None, step: int, metrics: Mapping[str, Metric | float | int]
     ) -> dict[str, float | int | str | None]:
-        """Writes the metrics, reduced to numbers, to every sink; `step` counts up within the stage. Returns the record."""
+        """Writes the metrics, as numbers, to every sink; returns the record. `step` rises within a stage."""
         global_step = self._bases.setdefault(stage, self._last_step) + step
         self._last_step = max(self._last_step, global_step)
         record: dict[str, float | int | str | None] = {
@@ -72,7 +72,9 @@ class Tracker:
         }
         for name, metric in metrics.items():
             if name in FIELDS:
-                raise ValueError(f"a metric of stage {stage} is named {name!r}, which is a field of every record")
+                raise ValueError(
+                    f"a metric of stage {stage} is named {name!r}, which is a field of every record"
+                )
             record[name] = _number(metric)
         for sink in self._sinks:
             sink.log(record, global_step)
@@ -112,5 +114,5 @@ class Tracker:
 
 def _number(metric: Metric | float | int) -> float | int:
     """A plain float or int, also of numpy's scalars."""
-    value = metric if isinstance(metric, Real) else metric.value()
+    value = metric.value() if isinstance(metric, Metric) else metric
     return int(value) if isinstance(value, Integral) else float(value)

@@ -1,0 +1,32 @@
+# Two commands are enough: `make demo` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+EXTRA ?=
+ARGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo check test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "PYTHON=python3.12 names the interpreter, EXTRA=cpu or EXTRA=gpu overrules the choice made by looking for"
+	@echo "a GPU, and ARGS goes to the demo or to pytest: make test ARGS=\"tests/exact -k rloo\""
+
+env: ## make .venv, or refresh it if pyproject.toml or constraints/ changed
+	@PYTHON="$(PYTHON)" EXTRA="$(EXTRA)" .make/env.sh
+
+demo: env ## a reward and a policy learned from demonstrations, on this machine, in minutes
+	@$(BIN)/rayalign demo $(ARGS)
+
+check: env ## style, layers and types (part of `make test`)
+	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/mypy
+
+test: check ## the whole test suite
+	@$(BIN)/python -m pytest -q --durations=15 $(ARGS)
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,144 @@
+"""What a stage is given: the config, its folder, the fleet, and where the artifacts of earlier stages lie."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayalign.config.base import stage_reference
+from rayalign.config.run import RunConfig
+from rayalign.data.template import Template, load_tokenizer
+from rayalign.errors import UserError
+from rayalign.ports import Fleet, RewardSetup, RewardWorker, RolloutWorker, SamplerSetup, Workers
+from rayalign.stages.groups import RolloutGroup
+from rayalign.telemetry.progress import Progress
+from rayalign.telemetry.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Components:
+    """What builds the workers. Replace one to put your own reward or rollout in the built-in one's place."""
+
+    rollout: Callable[[SamplerSetup], RolloutWorker]
+    reward: Callable[[RewardSetup], RewardWorker]
+
+
+@dataclass
+class RunContext:
+    """A run in progress. One rollout group stays warm across stages; others live as long as their stage."""
+
+    config: RunConfig
+    folder: Path
+    fleet: Fleet
+    weight_transfer: str
+    components: Components
+    tracker: Tracker
+    progress: Progress
+    _sampler: RolloutGroup | None = None
+    _sampler_shape: str = ""
+    _templates: dict[str, Template] = field(default_factory=dict)
+
+    def stage_folder(self, name: str) -> Path:
+        """Where a stage's artifacts lie."""
+        return self.folder / name
+
+    def locate(self, location: str) -> str:
+        """The path of an artifact, or the location itself if it names none. Raises UserError if it is not there."""
+        reference = stage_reference(location)
+        if reference is None:
+            return location
+        path = self.folder.joinpath(*reference)
+        if not path.exists():
+            raise UserError(f"{location}: stage {reference[0]} left no {reference[1]!r} in {path.parent}")
+        return str(path)
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Where the run's tokenizer is."""
+        return self.locate(self.config.model.tokenizer or self.config.model.path)
+
+    def template(self) -> Template:
+        """The one way from conversations to tokens, for training and generation alike."""
+        path = self.tokenizer_path
+        if path not in self._templates:
+            tokenizer = load_tokenizer(path, trust_remote_code=self.config.model.trust_remote_code)
+            self._templates[path] = Template(tokenizer, self.config.data.chat_template)
+        return self._templates[path]
+
+    def rollout_group(self, path: str) -> RolloutGroup:
+        """The warm rollout group with the weights at `path`; started at the first call or for another architecture."""
+        shape = _architecture(path)
+        if self._sampler is None or shape != self._sampler_shape:
+            self.close_sampler()
+            with self.progress.stage("starting vLLM"):
+                self._sampler = RolloutGroup(self._start_sampler(path))
+            self._sampler_shape = shape
+        else:
+            self._sampler.load_checkpoint(path)
+        return self._sampler
+
+    def close_sampler(self) -> None:
+        """Ends the warm rollout group."""
+        if self._sampler is not None:
+            self._sampler.workers.close()
+            self._sampler = None
+
+    def _start_sampler(self, path: str) -> Workers[RolloutWorker]:
+        placement = self.config.placement
+        setup = SamplerSetup(
+            path=path,
+            tokenizer=self.tokenizer_path,
+            chat_template=self.config.data.chat_template,
+            model=self.config.model,
+            end_token_ids=self.template().end_token_ids,
+            threads=self.fleet.threads("rollout"),
+            seed=self.config.seed,
+            weight_transfer=self.weight_transfer,
+            tensor_parallel=placement.rollout.tensor_parallel,
+            gpu_memory_frac=placement.gpu_memory_frac,
+            kv_cache_gib=placement.kv_cache_gib,
+            sleep_mode=placement.colocate,
+        )
+        return self.fleet.start("rollout", self.components.rollout, [setup] * self.fleet.num_workers("rollout"))
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path`; when the block ends well it takes the place of `path`, else it is removed."""
+    aside = path.with_name(f".{path.name}.part")
+    _remove(aside)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield aside
+        _remove(path)
+        aside.rename(path)
+    finally:
+        _remove(aside)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _architecture(path: str) -> str:
+    """What must agree for one model's weights to fit into another's engine; the path itself for a hub name."""
+    file = Path(path) / "config.json"
+    if not file.exists():
+        return path
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    described = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
+    return json.dumps({k: v for k, v in settings.items() if k not in described}, sort_keys=True)

@@ -1,0 +1,173 @@
+"""Samples every model on held-out prompts at every temperature, and measures what can be measured on the samples."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from rayalign.config.stages import EvaluateStage
+from rayalign.engines.scorer import RewardScorer
+from rayalign.errors import DataError
+from rayalign.evaluate.statistics import mean_interval, proportion_interval
+from rayalign.ports import ScorerSetup
+from rayalign.stages.context import RunContext, write_json, written_aside
+from rayalign.stages.golden import golden_attributes, golden_expert, golden_scores, rank_accuracy
+from rayalign.stages.groups import RewardGroup
+from rayalign.stages.inputs import load_preferences, load_prompts
+from rayalign.types import Sequences, TokenizedPrompts
+
+SEED_OFFSET = 10_000  # evaluation never repeats the random numbers of training
+
+
+def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
+    """Artifacts: `results.json` (estimates with 95% intervals) and `samples.jsonl` (every answer)."""
+    source = stage.prompts or context.config.data.prompts
+    if source is None:
+        raise DataError(f"stage {stage.name} needs prompts: set its prompts, or data.prompts")
+    prompts = load_prompts(context, source, room=stage.sampling.max_new_tokens, limit=stage.num_prompts)
+    samples = _sample_all(context, stage, prompts)
+    reward = _start_scorer(context, stage)
+    try:
+        results = _results(context, stage, samples, reward)
+    finally:
+        if reward is not None:
+            reward.workers.close()
+    folder = context.stage_folder(stage.name)
+    with written_aside(folder / "samples.jsonl") as path:
+        path.write_text("".join(_lines(context, samples)), encoding="utf-8")
+    write_json(folder / "results.json", results)
+
+
+Samples = dict[str, dict[float, Sequences]]  # by model, by temperature
+
+
+def _sample_all(context: RunContext, stage: EvaluateStage, prompts: TokenizedPrompts) -> Samples:
+    samples: Samples = {}
+    total = len(stage.models) * len(stage.temperatures)
+    paths = {name: context.locate(location) for name, location in stage.models.items()}
+    first = context.rollout_group(next(iter(paths.values())))
+    with context.progress.stage(stage.name, total=total, unit="sample set") as bar:
+        for number, (name, path) in enumerate(paths.items()):
+            group = first if number == 0 else context.rollout_group(path)
+            samples[name] = {}
+            for temperature in stage.temperatures:
+                sampling = stage.sampling.model_copy(update={"temperature": temperature})
+                # The same random numbers for every model: differences between models are paired.
+                rollouts = group.generate(
+                    prompts, sampling, num_per_prompt=stage.num_per_prompt, seed=context.config.seed + SEED_OFFSET
+                )
+                samples[name][temperature] = group.fetch(rollouts).sequences
+                bar.update()
+    return samples
+
+
+def _start_scorer(context: RunContext, stage: EvaluateStage) -> RewardGroup | None:
+    if stage.reward is None:
+        return None
+    setup = ScorerSetup(
+        context.locate(stage.reward),
+        context.config.model.model_copy(update={"lora": None}),
+        context.config.learner,
+    )
+    return RewardGroup(context.fleet.start("reward", RewardScorer, [setup] * context.fleet.num_workers("reward")))
+
+
+def _results(
+    context: RunContext, stage: EvaluateStage, samples: Samples, reward: RewardGroup | None
+) -> dict[str, Any]:
+    models = {
+        name: {f"{temperature:g}": _cell(context, stage, sequences, reward) for temperature, sequences in by_t.items()}
+        for name, by_t in samples.items()
+    }
+    results: dict[str, Any] = {"models": models}
+    if stage.golden:
+        results["expert"] = {"golden": golden_expert(stage.golden, context.folder)}
+    if reward is not None:
+        results["reward_accuracy"] = _reward_accuracy(context, stage, models, reward)
+    results["examples"] = _examples(context, stage, samples)
+    return results
+
+
+def _cell(
+    context: RunContext, stage: EvaluateStage, sequences: Sequences, reward: RewardGroup | None
+) -> dict[str, Any]:
+    """What one model's samples at one temperature are worth."""
+    lengths = sequences.response_lengths.astype(float)
+    cell: dict[str, Any] = {
+        "length": mean_interval(_by_prompt(lengths, sequences)).as_dict(),
+        "ended_frac": float(sequences.ended.mean()),
+    }
+    scores = reward.score_sequences(sequences) if reward is not None else None
+    if scores is not None:
+        cell["reward"] = mean_interval(_by_prompt(scores, sequences)).as_dict()
+    if stage.golden:
+        golden = golden_scores(stage.golden, context.template(), sequences)
+        cell["golden"] = mean_interval(_by_prompt(golden, sequences)).as_dict()
+        cell |= golden_attributes(stage.golden, context.template(), sequences)
+        if scores is not None and stage.num_per_prompt > 1:
+            right, num = rank_accuracy(scores, golden, sequences.prompt_ids)
+            cell["rank_accuracy"] = proportion_interval(round(right), num).as_dict() if num else None
+    return cell
+
+
+def _reward_accuracy(
+    context: RunContext, stage: EvaluateStage, models: dict[str, Any], reward: RewardGroup
+) -> dict[str, Any]:
+    """On held-out human or planted pairs, and on the last model's own samples at the first temperature."""
+    found: dict[str, Any] = {}
+    if stage.preferences is not None:
+        chosen, rejected = load_preferences(context, stage.preferences)
+        margins = reward.score_sequences(chosen) - reward.score_sequences(rejected)
+        wins = float((np.sign(margins) + 1).sum() / 2)
+        found["heldout_pairs"] = proportion_interval(round(wins), len(margins)).as_dict()
+    last = models[list(models)[-1]][f"{stage.temperatures[0]:g}"]
+    if last.get("rank_accuracy"):
+        found["policy_samples"] = last["rank_accuracy"]
+    return found
+
+
+def _examples(context: RunContext, stage: EvaluateStage, samples: Samples) -> list[dict[str, Any]]:
+    """The first few prompts with each model's first answer at the first temperature."""
+    template = context.template()
+    first = {name: by_t[stage.temperatures[0]] for name, by_t in samples.items()}
+    examples = []
+    for number in range(min(stage.num_examples, stage.num_prompts)):
+        row = number * stage.num_per_prompt
+        answers = {name: sequences.take(np.array([row])) for name, sequences in first.items()}
+        prompt = next(next(iter(answers.values())).prompts())
+        examples.append(
+            {
+                "prompt": template.decode_prompt(prompt),
+                "demonstration": None,
+                "answers": {name: template.decode_response(next(s.responses())) for name, s in answers.items()},
+            }
+        )
+    return examples
+
+
+def _by_prompt(values: np.ndarray, sequences: Sequences) -> np.ndarray:
+    """Means over the samples of a prompt, so that what enters an interval is independent."""
+    _, place = np.unique(sequences.prompt_ids, return_inverse=True)
+    return np.bincount(place, weights=values) / np.bincount(place)
+
+
+def _lines(context: RunContext, samples: Samples) -> list[str]:
+    template = context.template()
+    return [
+        json.dumps(
+            {
+                "model": name,
+                "temperature": temperature,
+                "prompt": template.decode_prompt(prompt),
+                "response": template.decode_response(response),
+                "ended": bool(ended),
+            },
+            ensure_ascii=False,
+        )
+        + "\n"
+        for name, by_t in samples.items()
+        for temperature, sequences in by_t.items()
+        for prompt, response, ended in zip(sequences.prompts(), sequences.responses(), sequences.ended, strict=True)
+    ]

@@ -1,0 +1,201 @@
+"""The three groups as stages speak to them: what is asked of every worker, and what comes back as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayalign.config.stages import SamplingConfig
+from rayalign.errors import SyncError
+from rayalign.ports import Pending, PolicyWorker, RewardWorker, RolloutWorker, Workers
+from rayalign.telemetry.metrics import Metrics
+from rayalign.types import Rollout, Scores, Sequences, Stored, TokenizedPrompts, WeightReport
+
+StoredRollouts = list[Stored[Rollout]]
+StoredScores = list[Stored[Scores]]
+
+
+@dataclass(frozen=True)
+class PendingRollouts:
+    """Samples being drawn."""
+
+    _pending: Pending[Stored[Rollout]]
+
+    def result(self) -> StoredRollouts:
+        """One stored rollout a worker, in the order of the prompts."""
+        return self._pending.result()
+
+
+class RolloutGroup:
+    """Draws samples on all replicas; each takes its share of the prompts."""
+
+    def __init__(self, workers: Workers[RolloutWorker]) -> None:
+        self.workers = workers
+
+    def submit(
+        self, prompts: TokenizedPrompts, sampling: SamplingConfig, *, num_per_prompt: int, seed: int
+    ) -> PendingRollouts:
+        """Starts drawing; the samples carry the version that the replicas hold."""
+        shares = np.array_split(np.arange(len(prompts)), min(len(self.workers), len(prompts)))
+        arguments = [(prompts.take(rows), sampling, num_per_prompt, seed) for rows in shares]
+        return PendingRollouts(self.workers.submit(_generate, arguments, phase="generate"))
+
+    def generate(
+        self, prompts: TokenizedPrompts, sampling: SamplingConfig, *, num_per_prompt: int, seed: int
+    ) -> StoredRollouts:
+        """As `submit`, waiting for all."""
+        return self.submit(prompts, sampling, num_per_prompt=num_per_prompt, seed=seed).result()
+
+    def fetch(self, rollouts: StoredRollouts) -> Rollout:
+        """Brings small rollouts here, as one; for evaluation and probes, never for training."""
+        parts = [self.workers.fetch(stored) for stored in rollouts]
+        return Rollout(
+            Sequences.concatenate([p.sequences for p in parts]),
+            type(parts[0].sampler_logprobs).concatenate([p.sampler_logprobs for p in parts]),
+            min(p.policy_version for p in parts),
+            max(p.generate_s for p in parts),
+        )
+
+    def load_checkpoint(self, path: str) -> None:
+        """All replicas take the weights of a folder, as version 0."""
+        self.workers.submit(_load, [(path,)] * len(self.workers), phase="load a checkpoint").result()
+
+    def reports(self) -> list[WeightReport]:
+        """What each replica holds."""
+        return self.workers.submit(_report, [()] * len(self.workers), phase="sync: report").result()
+
+
+class RewardGroup:
+    """Learns and scores; every rank is given the whole batch and takes its share."""
+
+    def __init__(self, workers: Workers[RewardWorker]) -> None:
+        self.workers = workers
+
+    def update(self, rollouts: StoredRollouts) -> Metrics:
+        """One round of reward learning; rank 0's metrics are the group's."""
+        return _on_all(self.workers, _update_reward, (rollouts,), "reward update")[0]
+
+    def score(self, rollouts: StoredRollouts) -> StoredScores:
+        """Scores of all samples, a shard from each rank."""
+        return _on_all(self.workers, _score, (rollouts,), "score")
+
+    def score_sequences(self, sequences: Sequences) -> np.ndarray:
+        """[B] scores of stored sequences, brought here."""
+        shards = _on_all(self.workers, _score_sequences, (sequences,), "score")
+        values = np.empty(len(sequences), dtype=np.float32)
+        for shard in shards:
+            scores = self.workers.fetch(shard)
+            values[scores.rows] = scores.values
+        return values
+
+    def save(self, folder: str) -> None:
+        """Writes the reward model."""
+        _on_all(self.workers, _save, (folder,), "save the reward")
+
+
+class PolicyGroup:
+    """Improves the policy and sends it to the samplers, checking what arrived."""
+
+    def __init__(self, workers: Workers[PolicyWorker], rollout: RolloutGroup) -> None:
+        self.workers = workers
+        self.version = 0
+        self._rollout = rollout
+        self._digest = ""
+
+    def improve(self, rollouts: StoredRollouts, scores: StoredScores) -> Metrics:
+        """One update; `version` advances by one."""
+        metrics = _on_all(self.workers, _improve, (rollouts, scores), f"policy update v{self.version}")[0]
+        self.version += 1
+        return metrics
+
+    def sync(self) -> None:
+        """Sends the weights to all replicas. Raises SyncError unless each reports this version and these weights."""
+        sent: WeightReport = _on_all(self.workers, _sync, (), f"sync v{self.version}")[0]
+        reports = self._rollout.reports()
+        held = {(r.version, r.digest) for r in reports}
+        if len(held) > 1:
+            raise SyncError(f"after the sync of policy v{self.version} replicas hold different weights: {sorted(held)}")
+        report = reports[0]
+        if report.version != self.version:
+            raise SyncError(f"after the sync of policy v{self.version} the replicas hold v{report.version}")
+        if sent.digest and report.digest != sent.digest:
+            raise SyncError(f"policy v{self.version} sent weights {sent.digest}, the replicas hold {report.digest}")
+        if self.version > 0 and report.digest == self._digest:
+            raise SyncError(f"the update to policy v{self.version} left the replicas' weights as they were")
+        self._digest = report.digest
+
+    def mismatch(self, rollouts: StoredRollouts) -> Metrics:
+        """Nats a token between the samplers' log-probs and the policy's."""
+        return _on_all(self.workers, _mismatch, (rollouts,), "canary")[0]
+
+    def negative_log_likelihood(self, sequences: Sequences) -> Metrics:
+        """Nats a demonstration."""
+        return _on_all(self.workers, _nll, (sequences,), "likelihood")[0]
+
+    def move_reference(self) -> None:
+        """The present policy becomes the reference."""
+        _on_all(self.workers, _move_reference, (), "move the reference")
+
+    def save(self, folder: str) -> None:
+        """Writes the policy."""
+        _on_all(self.workers, _save, (folder,), "save the policy")
+
+
+def _on_all(workers: Workers[Any], method: Any, arguments: tuple[Any, ...], phase: str) -> list[Any]:
+    return workers.submit(method, [arguments] * len(workers), phase=phase).result()
+
+
+# What a worker is asked to do, as functions, so that nothing is called by a string.
+
+
+def _generate(
+    worker: RolloutWorker, prompts: TokenizedPrompts, sampling: SamplingConfig, num_per_prompt: int, seed: int
+) -> Rollout:
+    return worker.generate(prompts, sampling, num_per_prompt=num_per_prompt, seed=seed)
+
+
+def _load(worker: RolloutWorker, path: str) -> None:
+    worker.load_checkpoint(path, version=0)
+
+
+def _report(worker: RolloutWorker) -> WeightReport:
+    return worker.weight_report()
+
+
+def _update_reward(worker: RewardWorker, rollouts: Sequence[Rollout]) -> Any:
+    return worker.update(rollouts)
+
+
+def _score(worker: RewardWorker, rollouts: Sequence[Rollout]) -> Scores:
+    return worker.score(rollouts)
+
+
+def _score_sequences(worker: RewardWorker, sequences: Sequences) -> Scores:
+    return worker.score_sequences(sequences)
+
+
+def _improve(worker: PolicyWorker, rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> Any:
+    return worker.improve(rollouts, scores)
+
+
+def _sync(worker: PolicyWorker) -> WeightReport:
+    return worker.sync()
+
+
+def _mismatch(worker: PolicyWorker, rollouts: Sequence[Rollout]) -> Any:
+    return worker.mismatch(rollouts)
+
+
+def _nll(worker: PolicyWorker, sequences: Sequences) -> Any:
+    return worker.negative_log_likelihood(sequences)
+
+
+def _move_reference(worker: PolicyWorker) -> None:
+    worker.move_reference()
+
+
+def _save(worker: RewardWorker | PolicyWorker, folder: str) -> None:
+    worker.save(folder)

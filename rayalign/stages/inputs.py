@@ -1,0 +1,120 @@
+"""The data of a run as tokens: each stage reads here what it needs, and says what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rayalign.config.data import DataSource
+from rayalign.data import shapes
+from rayalign.data.files import Place
+from rayalign.data.sources import read_rows
+from rayalign.data.splits import split_heldout
+from rayalign.data.tally import Tally
+from rayalign.data.tokenize import tokenize_demonstrations, tokenize_preferences, tokenize_prompts
+from rayalign.errors import DataError
+from rayalign.stages.context import RunContext
+from rayalign.types import Ragged, Sequences, TokenizedPrompts
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class DemonstrationSplit:
+    """Demonstrations to learn from, and some that are kept out to measure on. Same prompt, same id."""
+
+    train: Sequences
+    heldout: Sequences
+
+
+def load_demonstrations(context: RunContext, stage: str) -> DemonstrationSplit:
+    """data.demonstrations, split by data.heldout_frac or beside data.heldout_demonstrations."""
+    data = context.config.data
+    if data.demonstrations is None:
+        raise DataError(f"stage {stage} needs demonstrations: set data.demonstrations")
+    every = sequences_of(context, data.demonstrations)
+    if data.heldout_demonstrations is not None:
+        heldout = sequences_of(context, data.heldout_demonstrations)
+        both = with_shared_ids([every, heldout])
+        return DemonstrationSplit(both[0], both[1])
+    (every,) = with_shared_ids([every])
+    train, heldout_rows = split_heldout(every.prompt_ids, frac=data.heldout_frac, seed=context.config.seed)
+    return DemonstrationSplit(every.take(train), every.take(heldout_rows))
+
+
+def sequences_of(context: RunContext, source: DataSource) -> Sequences:
+    """Rows with a prompt and a response, as sequences."""
+    rows, places, tally = _read(context, source, shapes.demonstrations)
+    sequences = tokenize_demonstrations(rows, context.template(), **_fit(context), places=places, tally=tally)
+    _tell(context, source, tally)
+    return sequences
+
+
+def load_prompts(context: RunContext, source: DataSource, *, room: int, limit: int | None = None) -> TokenizedPrompts:
+    """Prompts, each leaving `room` tokens for a response."""
+    if limit is not None and (source.limit is None or source.limit > limit):
+        source = source.model_copy(update={"limit": limit})
+    rows, places, tally = _read(context, source, shapes.prompts)
+    prompts = tokenize_prompts(rows, context.template(), **_fit(context), room=room, places=places, tally=tally)
+    _tell(context, source, tally)
+    return prompts
+
+
+def load_preferences(context: RunContext, source: DataSource) -> tuple[Sequences, Sequences]:
+    """(chosen, rejected) sequences; row i of both answers the same prompt."""
+    rows, places, tally = _read(context, source, shapes.preferences)
+    pairs = tokenize_preferences(rows, context.template(), **_fit(context), places=places, tally=tally)
+    _tell(context, source, tally)
+    return pairs
+
+
+def load_samples(path: str) -> Sequences:
+    """Samples that a `sample` stage stored, by their tokens."""
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return Sequences(
+        tokens=Ragged.from_list([row["prompt_tokens"] + row["response_tokens"] for row in rows]),
+        prompt_lengths=np.array([len(row["prompt_tokens"]) for row in rows], dtype=np.int64),
+        prompt_ids=np.arange(len(rows)),
+        ended=np.array([row["ended"] for row in rows], dtype=bool),
+    )
+
+
+def with_shared_ids(parts: list[Sequences]) -> list[Sequences]:
+    """The same sequences with prompt ids that are equal exactly where the prompts' tokens are."""
+    known: dict[bytes, int] = {}
+    renamed = []
+    for part in parts:
+        ids = [known.setdefault(tokens.tobytes(), len(known)) for tokens in part.prompts()]
+        renamed.append(Sequences(part.tokens, part.prompt_lengths, np.array(ids, dtype=np.int64), part.ended))
+    return renamed
+
+
+def matched_to(demonstrations: Sequences, samples: Sequences) -> Sequences:
+    """The samples that answer a demonstration's prompt, with its id."""
+    _, samples = with_shared_ids([demonstrations, samples])
+    return samples.take(np.flatnonzero(np.isin(samples.prompt_ids, demonstrations.prompt_ids)))
+
+
+def _read(
+    context: RunContext, source: DataSource, convert: Callable[..., Iterable[tuple[Place, Row]]]
+) -> tuple[list[Row], list[Place], Tally]:
+    tally = Tally()
+    placed = list(convert(read_rows(source, resolve=context.locate), tally=tally))
+    if not placed:
+        raise DataError(f"{source.path}: no row is left ({tally})")
+    places, rows = zip(*placed, strict=True)
+    return list(rows), list(places), tally
+
+
+def _fit(context: RunContext) -> dict[str, Any]:
+    return {"max_length": context.config.model.max_length, "overlong": context.config.data.overlong}
+
+
+def _tell(context: RunContext, source: DataSource, tally: Tally) -> None:
+    if tally:
+        context.progress.say(f"{source.path}: {tally}")

@@ -1,0 +1,99 @@
+"""The alternation: the reward learns to tell demonstrations from the policy's samples, the policy follows the reward.
+
+This file is the algorithm (RFT, Algorithm 1; From Demonstrations to Rewards, section 4); what a phase does on the
+workers is in `engines/`, how it reaches them in `stages/groups.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from rayalign.config.stages import IrlStage
+from rayalign.data.cursor import Cursor
+from rayalign.errors import StaleSamples
+from rayalign.stages.context import RunContext
+from rayalign.stages.groups import PendingRollouts, StoredRollouts
+from rayalign.stages.irl_setup import IrlGroups, start_groups
+from rayalign.stages.irl_watch import IrlWatch
+from rayalign.telemetry.metrics import prefixed
+
+
+def run_irl(context: RunContext, stage: IrlStage) -> None:
+    """Artifacts: `policy` and `reward`, Hugging Face folders of the last round."""
+    with start_groups(context, stage) as groups:
+        alternate(context, stage, groups)
+
+
+def alternate(context: RunContext, stage: IrlStage, groups: IrlGroups) -> None:
+    """Rounds of reward learning and policy improvement."""
+    watch = IrlWatch(context, stage, groups)
+    samples = _SampleQueue(stage, groups)
+    groups.policy.sync()
+    watch.check_canary()
+    with context.progress.stage(stage.name, total=stage.rounds * stage.improve.steps) as bar:
+        for round_number in range(stage.rounds):
+            if stage.improve.reference == "round" and round_number > 0:
+                groups.policy.move_reference()
+
+            with watch.clock.phase("generate"):
+                agent = groups.sample_against_demonstrations()
+            with watch.clock.phase("reward_update"):
+                reward_metrics = groups.reward.update(agent)
+            watch.log_round(round_number, reward_metrics)
+
+            for batch in samples.batches(watch):
+                with watch.clock.phase("score"):
+                    scores = groups.reward.score(batch)
+                with watch.clock.phase("policy_update"):
+                    metrics = groups.policy.improve(batch, scores)
+                with watch.clock.phase("sync"):
+                    groups.policy.sync()
+                note = watch.log_step(round_number, batch, prefixed(metrics, "policy"))
+                bar.update(round=(round_number + 1, stage.rounds), note=note)
+
+            watch.log_health(round_number)
+            if (round_number + 1) % stage.save_every == 0 or round_number + 1 == stage.rounds:
+                groups.save()
+
+
+class _SampleQueue:
+    """Batches of samples, drawn at most `max_staleness` policy versions ahead of the update that uses them.
+
+    With 0 a batch is asked for when the weights it needs are in place; with 1 the next batch is drawn while the
+    policy learns from this one.
+    """
+
+    def __init__(self, stage: IrlStage, groups: IrlGroups) -> None:
+        self._stage, self._groups = stage, groups
+        self._cursor = Cursor(len(groups.prompts), seed=groups.seed)
+        self._asked = 0
+
+    def batches(self, watch: IrlWatch) -> Iterator[StoredRollouts]:
+        """One round's batches. Raises StaleSamples for one that is older than it may be."""
+        waiting: deque[PendingRollouts] = deque()
+        for step in range(self._stage.improve.steps):
+            ahead = min(self._stage.max_staleness, self._stage.improve.steps - 1 - step)
+            while len(waiting) <= ahead:
+                waiting.append(self._ask())
+            with watch.clock.phase("generate"):
+                batch = waiting.popleft().result()
+            self._admit(batch)
+            yield batch
+
+    def _ask(self) -> PendingRollouts:
+        step = self._stage.improve
+        prompts = self._groups.prompts.take(self._cursor.take(step.prompts_per_step))
+        self._asked += 1
+        return self._groups.rollout.submit(
+            prompts,
+            self._stage.sampling,
+            num_per_prompt=step.samples_per_prompt,
+            seed=self._groups.seed_of("improve", self._asked),
+        )
+
+    def _admit(self, batch: StoredRollouts) -> None:
+        oldest = min(stored.summary.policy_version for stored in batch)
+        lag = self._groups.policy.version - oldest
+        if lag > self._stage.max_staleness:
+            raise StaleSamples(f"a batch of policy v{oldest} came for the update of v{self._groups.policy.version}")
