@@ -51,12 +51,12 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
     """
     folder = _prepare_folder(config)
     resolved = config.model_dump(mode="json")
+    progress = Progress(config.telemetry.progress, sys.stderr)
     try:
-        with Progress(enabled=config.telemetry.progress, stream=sys.stderr) as progress:
-            pending = [stage for stage in config.stages if not _is_done(folder, stage)]
-            _say_done(progress, config, pending)
-            with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
-                _run_stages(config, components or built_in(), folder, pending, tracker, progress)
+        pending = [stage for stage in config.stages if not _is_done(folder, stage)]
+        _say_done(progress, config, pending)
+        with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
+            _run_stages(config, components or built_in(), folder, pending, tracker, progress)
         _report(config, folder)
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -90,7 +90,11 @@ def _run_stages(
     with progress.stage("placing the groups"):
         placement = config.placement
         local = placement.backend == "inprocess"
-        fleet = LocalFleet(placement) if local else RayFleet(placement, max_staleness=staleness)
+        fleet = (
+            LocalFleet(placement)
+            if local
+            else RayFleet(placement, max_staleness=staleness, actor_logs=config.telemetry.actor_logs)
+        )
     context = RunContext(config, folder, fleet, fleet.weight_transfer, components, tracker, progress)
     try:
         for stage in pending:

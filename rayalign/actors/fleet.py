@@ -24,10 +24,10 @@ class RayFleet:
     Raises PlacementError before any actor starts when the cluster has no room for all three.
     """
 
-    def __init__(self, placement: PlacementConfig, *, max_staleness: int = 0) -> None:
+    def __init__(self, placement: PlacementConfig, *, max_staleness: int = 0, actor_logs: bool = False) -> None:
         self._placement = placement
         self.plan = make_plan(placement, max_staleness=max_staleness)
-        self._started_ray = _connect(placement, self.plan)
+        self._started_ray = _connect(placement, actor_logs)
         check_fits(self.plan, cluster_nodes())
         self._shared = _shared_bundles(self.plan, placement) if self.plan.colocated else None
 
@@ -135,14 +135,14 @@ def _connect_sender(policy: PolicyWorker, client: Any, transfer: TransferSetup) 
     policy.connect(client, transfer)
 
 
-def _connect(placement: PlacementConfig, plan: Plan) -> bool:
+def _connect(placement: PlacementConfig, actor_logs: bool) -> bool:
     """Joins a running Ray, or starts one here; True if started. A job's driver finds its cluster in RAY_ADDRESS."""
     if ray.is_initialized():
         return False
     address = placement.address or ("auto" if os.environ.get("RAY_ADDRESS") else None)
     if address is not None:
         try:
-            ray.init(address=address, log_to_driver=True, logging_level="warning")
+            ray.init(address=address, log_to_driver=actor_logs, logging_level="warning")
         except (ConnectionError, ValueError, TimeoutError) as error:
             raise PlacementError(
                 f"placement.address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:160]}); "
@@ -157,7 +157,7 @@ def _connect(placement: PlacementConfig, plan: Plan) -> bool:
         address="local",
         include_dashboard=False,
         object_store_memory=placement.object_store_mib * 2**20,
-        log_to_driver=True,
+        log_to_driver=actor_logs,
         logging_level="warning",
     )
     return True

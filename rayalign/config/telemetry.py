@@ -28,4 +28,5 @@ class TelemetryConfig(Strict):
     tensorboard: bool = True
     wandb: WandbConfig | None = None
     mlflow: MlflowConfig | None = None
+    actor_logs: bool = Field(False, description="print what the actors print; Ray's own log files always have it")
     progress: bool = Field(True, description="progress bars on a terminal; plain lines elsewhere")

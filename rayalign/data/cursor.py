@@ -96,6 +96,8 @@ class StreamingRows(Generic[T]):
 
     def __init__(self, open_rows: Callable[[], Iterator[T]]) -> None:
         self._open_rows = open_rows
+        self._fingerprint: str
+        self._rows: Iterator[T]
         self._start_epoch(0)
 
     def take(self, num: int) -> list[T]:
@@ -117,8 +119,8 @@ class StreamingRows(Generic[T]):
         if stream.state() != dict(state):
             raise DataError(
                 f"the data changed since the checkpoint: its first {state['consumed']} rows are not the ones "
-                f"taken before (found {stream._consumed} rows, fingerprint {stream._fingerprint or '(none)'}, "
-                f"expected {state['fingerprint'] or '(none)'}); bring back the old data, or start a new run"
+                f"taken before (found {stream._consumed} rows, fingerprint {stream._fingerprint}, "
+                f"expected {state['fingerprint']}); bring back the old data, or start a new run"
             )
         return stream
 
@@ -140,5 +142,6 @@ class StreamingRows(Generic[T]):
         return None
 
     def _start_epoch(self, epoch: int) -> None:
-        self._epoch, self._consumed, self._fingerprint = epoch, 0, ""
+        self._epoch, self._consumed = epoch, 0
+        self._fingerprint = ""  # of the rows taken in this epoch
         self._rows = iter(self._open_rows())

@@ -77,7 +77,7 @@ def _read_content(content: Any, key: str, place: Place) -> str:
 
 def is_transcript(text: str) -> bool:
     """Whether a text is an HH-RLHF dialogue, "\\n\\nHuman: ...\\n\\nAssistant: ...", and no plain answer."""
-    return text.startswith("\n\nHuman:") or bool(re.match(r"\s*Human:", text)) and "\n\nAssistant:" in text
+    return text.startswith("\n\nHuman:") or (text.lstrip().startswith("Human:") and "\n\nAssistant:" in text)
 
 
 def split_transcript(text: str, key: str, place: Place) -> Conversation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import textwrap
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parse(line: bytes, place: Place) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise DataError(f"{place}: not valid UTF-8 ({error.reason}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
@@ -176,5 +177,5 @@ def _kind(value: Any) -> str:
 
 def one_line(error: BaseException) -> str:
     """An error's text on one line of bounded length, for a message that quotes it."""
-    text = " ".join(str(error).split())
-    return f"{text[:240]}..." if len(text) > 240 else text or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return textwrap.shorten(text, 240, placeholder="...")

@@ -39,7 +39,7 @@ def micro_batches(lengths: np.ndarray, *, max_tokens: int, packing: bool) -> lis
     end to end. Every row is in exactly one batch; a row over the budget has a batch of its own. Raises
     ValueError for a budget below one token.
 
-    Example: lengths [5, 1, 4, 2], max_tokens 8 -> padded [[0], [2], [3, 1]], packed [[0, 3, 1], [2]].
+    Example: lengths [5, 1, 4, 2], max_tokens 8 -> padded [[0], [2, 3], [1]], packed [[0, 3, 1], [2]].
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
@@ -57,7 +57,7 @@ def _pad(order: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.nda
 
 
 def _pack(order: np.ndarray, lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
-    """First fit, longest first: at most 11/9 of the fewest batches possible, and two."""
+    """First fit, longest first: at most 11/9 of the fewest batches possible, plus one."""
     free = np.empty(len(order), dtype=np.int64)
     batches: list[list[int]] = []
     for row in order:

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Tally:
-    """How many rows were used, left out and cut, by reason, and where each reason was met first."""
+    """How many rows were used, left out and cut, by reason, and where each reason was met first.
+
+    One tally may go with its rows from step to step (shapes, then lengths): what was left out adds up, and
+    `num_used` is what came through the last step.
+    """
 
     num_used: int = 0
     left_out: Counter[str] = field(default_factory=Counter)

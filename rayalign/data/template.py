@@ -71,7 +71,8 @@ class Template:
     @property
     def bos_token_id(self) -> int | None:
         """The token that begins a text, where the tokenizer has one."""
-        return self._tokenizer.bos_token_id
+        bos: int | None = self._tokenizer.bos_token_id
+        return bos
 
     def prompt_text(self, conversation: Conversation) -> str:
         """The rendered prompt, up to where the response begins.
@@ -133,6 +134,8 @@ class Template:
         return {"vocab_size": len(self._tokenizer), **known}
 
     def _encode(self, texts: Sequence[str], *, split_special_tokens: bool) -> list[list[int]]:
+        if not texts:
+            return []  # transformers fails on no texts
         encoded = self._tokenizer(
             list(texts), add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False
         )

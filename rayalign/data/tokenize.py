@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -48,8 +48,7 @@ def tokenize_demonstrations(
 
     `prompt_ids` are the numbers of the first rows with the same prompt, in the rows given. `places` are used
     in messages; without them a row is called by its number. Raises DataError for a row that is too long under
-    "error", where every row is, and where the template refuses a conversation. `tally` counts this call
-    alone.
+    "error", where every row is, and where the template refuses a conversation.
     """
     rows = list(rows)
     answers = [(row.prompt, (row.response,)) for row in rows]
@@ -94,7 +93,7 @@ def tokenize_prompts(
     Raises as tokenize_demonstrations does, and ConfigError where `room` leaves nothing for a prompt.
     """
     fit = _Fit(template, max_length, room, overlong, Tally() if tally is None else tally)
-    kept: list[np.ndarray] = []
+    kept: list[Any] = []
     ids: list[int] = []
     for row, prompt, _ in _encode(((prompt, ()) for prompt in conversations), template, places):
         cut = fit.apply(prompt, [], _place(places, row))
@@ -108,7 +107,7 @@ def tokenize_prompts(
 def prompts_of(sequences: Sequences) -> TokenizedPrompts:
     """The different prompts of sequences, token for token as they stand there, in the order of their ids."""
     ids, first_rows = np.unique(sequences.prompt_ids, return_index=True)
-    tokens = list(sequences.take(first_rows).prompts())
+    tokens: list[Any] = list(sequences.take(first_rows).prompts())
     return TokenizedPrompts(Ragged.from_list(tokens), ids.astype(np.int64))
 
 
@@ -130,6 +129,8 @@ class _Fit:
     overlong: Overlong
     tally: Tally
     num_rows: int = 0
+    num_kept: int = 0
+    num_too_long: int = 0
 
     def __post_init__(self) -> None:
         if self.room is not None and not 0 < self.room < self.max_length:
@@ -149,12 +150,13 @@ class _Fit:
         kept, kept_lengths = self._kept(len(prompt), lengths)
         reasons = ["prompt cut on the left"] * (kept < len(prompt))
         reasons += ["response cut on the right, without an end"] * (kept_lengths != lengths)
+        self.num_too_long += bool(reasons)
         if reasons and self.overlong != "truncate":
             self._refuse_or_drop(self._describe(len(prompt), lengths), place)
             return None
         for reason in reasons:
             self.tally.cut_row(reason, place)
-        self.tally.num_used += 1
+        self.num_kept += 1
         kept_responses = [response[:length] for response, length in zip(responses, kept_lengths, strict=True)]
         return self._cut_left(prompt, kept), kept_responses
 
@@ -195,17 +197,18 @@ class _Fit:
         )
 
     def finish(self) -> None:
-        if self.num_rows and not self.tally.num_used:
+        self.tally.num_used = self.num_kept
+        if self.num_rows and not self.num_kept:
             raise DataError(
                 f"all {self.num_rows} rows are too long for max_length {self.max_length}; "
                 "raise model.max_length, or set data.overlong to truncate"
             )
-        if self.tally:
+        if self.num_too_long:
             logger.warning("lengths: %s", self.tally)
 
 
 def _tokenize(
-    answers: list[tuple[Conversation, tuple[str, ...]]],
+    answers: Sequence[tuple[Conversation, tuple[str, ...]]],
     fit: _Fit,
     places: Sequence[Place] | None,
     *,
@@ -214,7 +217,7 @@ def _tokenize(
     ids = prompt_ids(prompt for prompt, _ in answers)
     rows: list[int] = []
     prompt_lengths: list[int] = []
-    sides: list[list[np.ndarray]] = [[] for _ in range(num_sides)]
+    sides: list[list[Any]] = [[] for _ in range(num_sides)]
     ended: list[list[bool]] = [[] for _ in range(num_sides)]
     for row, prompt, responses in _encode(answers, fit.template, places):
         cut = fit.apply(prompt, responses, _place(places, row))

@@ -5,7 +5,8 @@ trainer with the weights it holds before the update. On equal arithmetic every w
 """
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from rayalign.objectives.segments import repeat_per_token, segment_sum
 from rayalign.objectives.sums import paired_difference
 
 
-class Mismatch(NamedTuple):
+@dataclass(frozen=True)
+class Mismatch:
     """Sums and a maximum, to be merged over micro-batches and ranks and divided once."""
 
     sum_abs_diff: Tensor  # scalar, sum over tokens of |old - sampler|

@@ -59,7 +59,7 @@ def _sample_all(context: RunContext, stage: EvaluateStage, prompts: TokenizedPro
                     prompts, sampling, num_per_prompt=stage.num_per_prompt, seed=context.config.seed + SEED_OFFSET
                 )
                 samples[name][temperature] = group.fetch(rollouts).sequences
-                bar.update()
+                bar.update(advance=1)
     return samples
 
 

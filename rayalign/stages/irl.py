@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from rayalign.config.stages import IrlStage
 from rayalign.data.cursor import Cursor
+from rayalign.data.fingerprint import fingerprint
 from rayalign.errors import StaleSamples
 from rayalign.stages.context import RunContext
 from rayalign.stages.groups import PendingRollouts, StoredRollouts
@@ -50,7 +51,7 @@ def alternate(context: RunContext, stage: IrlStage, groups: IrlGroups) -> None:
                 with watch.clock.phase("sync"):
                     groups.policy.sync()
                 note = watch.log_step(round_number, batch, prefixed(metrics, "policy"))
-                bar.update(round=(round_number + 1, stage.rounds), note=note)
+                bar.update(advance=1, round=(round_number + 1, stage.rounds), note=note)
 
             watch.log_health(round_number)
             if (round_number + 1) % stage.save_every == 0 or round_number + 1 == stage.rounds:
@@ -66,7 +67,7 @@ class _SampleQueue:
 
     def __init__(self, stage: IrlStage, groups: IrlGroups) -> None:
         self._stage, self._groups = stage, groups
-        self._cursor = Cursor(len(groups.prompts), seed=groups.seed)
+        self._cursor = Cursor(len(groups.prompts), seed=groups.seed, fingerprint=fingerprint(groups.prompts))
         self._asked = 0
 
     def batches(self, watch: IrlWatch) -> Iterator[StoredRollouts]:

@@ -14,6 +14,7 @@ from typing import Any
 from rayalign import __version__
 from rayalign.config.stages import SftStage
 from rayalign.data.cursor import Cursor
+from rayalign.data.fingerprint import fingerprint
 from rayalign.engines.sft import SftEngine
 from rayalign.errors import DataError
 from rayalign.ports import SftSetup
@@ -58,7 +59,7 @@ def run_sft(context: RunContext, stage: SftStage) -> None:
 def fit(job: SftJob, report: Callable[[Any], None]) -> None:
     """One rank's work: every rank draws the same batches and takes its share of each."""
     engine = SftEngine(job.setup)
-    cursor = Cursor(len(job.sequences), seed=job.seed)
+    cursor = Cursor(len(job.sequences), seed=job.seed, fingerprint=fingerprint(job.sequences))
     for _ in range(job.setup.total_steps):
         report(engine.fit(job.sequences.take(cursor.take(job.batch_size))))
     engine.save(job.folder)
@@ -86,7 +87,7 @@ def _fit(context: RunContext, stage: SftStage, sequences: Sequences, folder: Pat
             nonlocal done
             context.tracker.log(stage.name, 0, done, metrics)
             done += 1
-            bar.update(note={"nll": values(metrics)["nll_token"]})
+            bar.update(advance=1, note={"nll": values(metrics)["nll_token"]})
 
         context.fleet.run_ranks(fit, job, on_report)
 

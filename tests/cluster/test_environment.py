@@ -15,8 +15,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Stands for the interpreter that makes the environment and for the one in it: `-m venv` and `-m pip` are recorded, and pip
-# fails where its arguments contain what the file `fail` holds; everything else is the real Python.
+# Stands for the interpreter that makes the environment and for the one in it: `-m venv` makes little, `-m pip` is recorded,
+# and fails where its arguments contain what the file `fail` holds; everything else is the real Python.
 PYTHON = """#!/bin/sh
 case "$1 $2" in
 "-m venv")
@@ -24,7 +24,10 @@ case "$1 $2" in
 "-m pip")
     shift 3
     echo "$*" >>"{root}/pip.log"
-    if [ -s "{root}/fail" ] && echo "$*" | grep -qF -- "$(cat "{root}/fail")"; then echo "ERROR: no such thing"; exit 1; fi ;;
+    if [ -s "{root}/fail" ] && echo "$*" | grep -qF -- "$(cat "{root}/fail")"; then
+        echo "ERROR: no such thing"
+        exit 1
+    fi ;;
 *)
     exec "{real}" "$@" ;;
 esac

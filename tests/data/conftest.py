@@ -30,11 +30,9 @@ LLAMA = (  # Llama 2's: it writes the BOS itself, wants alternating roles, and c
 )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "data: needs the real files beside the checkout (../shared/data)")
-
-
-def make_tokenizer(*, chat_template: str | None = None, adds_bos: bool = False, eos: str | None = "</s>") -> Any:
+def make_tokenizer(
+    *, chat_template: str | None = None, adds_bos: bool = False, eos: str | None = "</s>"
+) -> Any:
     """A byte-level BPE tokenizer of about 300 tokens, as a transformers tokenizer."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -68,7 +68,10 @@ MULTI = Demonstration((user("q"), assistant("a"), user("q2")), "a2")
             {"messages": [{"role": "system", "content": "s"}, *said("q", "a")]},
             Demonstration((Message("system", "s"), user("q")), "a"),
         ),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, *said("", "a")[1:]]}, SINGLE),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, *said("", "a")[1:]]},
+            SINGLE,
+        ),
         ({"instruction": "q", "response": "a"}, SINGLE),
         ({"instruction": "q", "context": "", "response": "a", "category": "x"}, SINGLE),
         ({"instruction": "q", "input": None, "output": "a"}, SINGLE),
@@ -100,10 +103,17 @@ PAIR = Preference((user("q"),), "a", "b")
     [
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, PAIR),
         ({"question": "q", "chosen": "a", "rejected": "b"}, PAIR),
-        ({"instruction": "q", "input": "c", "chosen": "a", "rejected": "b"}, Preference((user("q\n\nc"),), "a", "b")),
+        (
+            {"instruction": "q", "input": "c", "chosen": "a", "rejected": "b"},
+            Preference((user("q\n\nc"),), "a", "b"),
+        ),
         ({"prompt": "q", "chosen": said("q", "a"), "rejected": said("q", "b")}, PAIR),
         (
-            {"prompt": said("q"), "chosen": said("a", roles=("assistant",)), "rejected": said("b", roles=("assistant",))},
+            {
+                "prompt": said("q"),
+                "chosen": said("a", roles=("assistant",)),
+                "rejected": said("b", roles=("assistant",)),
+            },
             PAIR,
         ),
         ({"chosen": said("q", "a"), "rejected": said("q", "b")}, PAIR),
@@ -112,12 +122,15 @@ PAIR = Preference((user("q"),), "a", "b")
         ({"chosen": "Human: q\n\nAssistant: a", "rejected": "Human: q\n\nAssistant: b"}, PAIR),
         ({"prompt": "q", "chosen": "a", "rejected": ""}, Preference((user("q"),), "a", "")),
         (
-            {"prompt": "q", "chosen": [{"role": "system", "content": "s"}, *said("q", "a")],
-             "rejected": [{"role": "system", "content": "s"}, *said("q", "b")]},
+            {
+                "prompt": "q",
+                "chosen": [{"role": "system", "content": "s"}, *said("q", "a")],
+                "rejected": [{"role": "system", "content": "s"}, *said("q", "b")],
+            },
             Preference((Message("system", "s"), user("q")), "a", "b"),
         ),
     ],
-)  # fmt: skip
+)
 def test_preference_shapes(row, expected):
     assert convert(preferences, row) == [expected]
 
@@ -133,7 +146,10 @@ def test_preference_shapes(row, expected):
         ({"messages": said("q", "a", "q2")}, (user("q"), assistant("a"), user("q2"))),
         ({"conversations": sharegpt("q")}, (user("q"),)),
         ({"chosen": said("q", "a"), "rejected": said("q", "b")}, (user("q"),)),
-        ({"chosen": HH.format("q", "a"), "rejected": HH.format("q", "b")}, (user("hi"), assistant("Hello."), user("q"))),
+        (
+            {"chosen": HH.format("q", "a"), "rejected": HH.format("q", "b")},
+            (user("hi"), assistant("Hello."), user("q")),
+        ),
     ],
 )
 def test_prompt_shapes(row, expected):
@@ -211,28 +227,68 @@ def test_clean_data_logs_nothing(caplog):
 @pytest.mark.parametrize(
     ("make", "row", "expected"),
     [
-        (demonstrations, {"text": "x", "n": 1}, "no demonstration in a row with the columns text, n; accepted: {prompt, r"),
+        (
+            demonstrations,
+            {"text": "x", "n": 1},
+            "no demonstration in a row with the columns text, n; accepted: {prompt, r",
+        ),
         (demonstrations, {}, "no demonstration in a row with the columns (none)"),
         (demonstrations, {"prompt": "q"}, "no demonstration in a row with the columns prompt"),
-        (demonstrations, {"prompt": "q", "response": None}, "no demonstration in a row with the columns prompt;"),
+        (
+            demonstrations,
+            {"prompt": "q", "response": None},
+            "no demonstration in a row with the columns prompt;",
+        ),
         (demonstrations, {"prompt": "q", "response": 3}, "'response' holds int, expected text"),
         (demonstrations, {"prompt": {"a": 1}, "response": "a"}, "'prompt' holds dict, expected text"),
         (demonstrations, {"prompt": "\ud800", "response": "a"}, "'prompt' holds half of a surrogate pair"),
         (demonstrations, {"messages": []}, "'messages' must be a list of messages with at least one"),
-        (demonstrations, {"messages": "text"}, "'messages' must be a list of messages with at least one, found str"),
-        (demonstrations, {"messages": ["text"]}, "messages[0] must be {role, content} or {from, value}, found str"),
-        (demonstrations, {"messages": [{"role": "user"}]}, "messages[0] must be {role, content} or {from, value}, f"),
-        (demonstrations, {"messages": [*said("q"), {"role": "tool", "content": ""}]}, "messages[1] has the role 'tool'"),
+        (
+            demonstrations,
+            {"messages": "text"},
+            "'messages' must be a list of messages with at least one, found str",
+        ),
+        (
+            demonstrations,
+            {"messages": ["text"]},
+            "messages[0] must be {role, content} or {from, value}, found str",
+        ),
+        (
+            demonstrations,
+            {"messages": [{"role": "user"}]},
+            "messages[0] must be {role, content} or {from, value}, f",
+        ),
+        (
+            demonstrations,
+            {"messages": [*said("q"), {"role": "tool", "content": ""}]},
+            "messages[1] has the role 'tool'",
+        ),
         (demonstrations, {"messages": [{"role": "user", "content": None}]}, "'messages[0]' holds NoneType"),
         (
             demonstrations,
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "'messages[0]' holds list, expected text",
         ),
-        (demonstrations, {"prompt": "q", "response": said("q", "a")}, "must be text or one assistant message, found"),
-        (preferences, {"prompt": "q", "response": "a"}, "no preference in a row with the columns prompt, response; a"),
-        (preferences, {"chosen": "a", "rejected": "b"}, "'chosen' is a plain text, but the row has no prompt; accept"),
-        (preferences, {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "b"}, "'rejected' is a plain text"),
+        (
+            demonstrations,
+            {"prompt": "q", "response": said("q", "a")},
+            "must be text or one assistant message, found",
+        ),
+        (
+            preferences,
+            {"prompt": "q", "response": "a"},
+            "no preference in a row with the columns prompt, response; a",
+        ),
+        (
+            preferences,
+            {"chosen": "a", "rejected": "b"},
+            "'chosen' is a plain text, but the row has no prompt; accept",
+        ),
+        (
+            preferences,
+            {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "b"},
+            "'rejected' is a plain text",
+        ),
         (
             preferences,
             {"prompt": "other", "chosen": said("q", "a"), "rejected": said("q", "b")},
@@ -240,7 +296,7 @@ def test_clean_data_logs_nothing(caplog):
         ),
         (prompts, {"text": "q"}, "no prompt in a row with the columns text; accepted: {prompt}"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused_names_the_place(make, row, expected):
     message = fails(make, row)
     assert message.startswith("a.jsonl:1: ")

@@ -122,7 +122,9 @@ def test_broken_saved_data_set(write, tmp_path):
 
 
 def test_limit_and_columns(write):
-    path = write("a.jsonl", jsonl([{"q": f"p{i}", "a": f"r{i}", "response": "old", "n": i} for i in range(5)]))
+    path = write(
+        "a.jsonl", jsonl([{"q": f"p{i}", "a": f"r{i}", "response": "old", "n": i} for i in range(5)])
+    )
     found = values(path, limit=2, columns={"prompt": "q", "response": "a"})
     assert found == [{"n": i, "response": f"r{i}", "prompt": f"p{i}"} for i in range(2)]
     assert len(values(path, limit=100)) == 5
@@ -136,7 +138,9 @@ def test_a_column_may_serve_twice(write):
 def test_missing_and_misspelt_columns(write):
     path = write("a.jsonl", jsonl(ROWS))
     message = fails(path, columns={"prompt": "question"})
-    assert message == f"{path}:1: no column 'question' (there are: prompt, response); mend the columns setting"
+    assert (
+        message == f"{path}:1: no column 'question' (there are: prompt, response); mend the columns setting"
+    )
     assert "'promt' is not a column we read" in fails(path, ConfigError, columns={"promt": "prompt"})
 
 
@@ -161,7 +165,11 @@ def test_malformed_line_names_file_and_line(write):
         ("a.jsonl.gz", '{"a": 1}\n{"a"\n', "a.jsonl.gz:2: not valid JSON"),
         ("a.json", '[\n {"a": 1},\n\n {"b": }\n]', "a.json:4: not valid JSON (Expecting value at column 8)"),
         ("a.json", b'[\n {"a": 1},\n {"b": "\xff"}\n]', "a.json:3: not valid UTF-8"),
-        ("a.json", '{\n"a": 1\n}', 'expected a list of rows or {"data": [...]}, found an object with the keys a'),
+        (
+            "a.json",
+            '{\n"a": 1\n}',
+            'expected a list of rows or {"data": [...]}, found an object with the keys a',
+        ),
         ("a.json", "[1]", "a.json: row 1: a row must be an object"),
         ("a.json", "3", "expected a list of rows"),
         ("a.jsonl", "", "holds no rows"),
@@ -181,7 +189,9 @@ def test_bad_files(write, name, content, expected):
 
 
 def test_empty_parquet(tmp_path):
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), tmp_path / "a.parquet"
+    )
     assert "holds no rows" in fails(tmp_path / "a.parquet")
 
 
@@ -199,7 +209,9 @@ def test_paths_that_are_not_there(tmp_path, write):
     assert "no such file or folder; check the path" in fails(tmp_path / "x.jsonl")
     assert "no such file or folder; check the path" in fails("x.jsonl", resolve=str)
     assert "no such file or folder; check the path" in fails("../nowhere/x", resolve=str)
-    assert "no such file or folder; check the path" in fails("owner/name", resolve=Path)  # a Path is no hub name
+    assert "no such file or folder; check the path" in fails(
+        "owner/name", resolve=Path
+    )  # a Path is no hub name
 
 
 def test_a_bad_path_is_an_error_before_the_first_row(tmp_path):
@@ -211,7 +223,9 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     message = fails("some-owner/no-such-data", resolve=str)
-    assert message.startswith("some-owner/no-such-data: no such file or folder, and the hub does not give it (")
+    assert message.startswith(
+        "some-owner/no-such-data: no such file or folder, and the hub does not give it ("
+    )
     assert message.endswith("check the path, or the name, its split and the network")
 
 
