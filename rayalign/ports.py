@@ -14,7 +14,7 @@ from rayalign.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from rayalign.config.stages import PolicyStepConfig, RewardConfig, SamplingConfig
 from rayalign.types import Rollout, Scores, Sequences, Stored, TokenizedPrompts, WeightReport
 
-W = TypeVar("W")
+W = TypeVar("W", covariant=True)
 R = TypeVar("R")
 Metrics = Mapping[str, Any]  # of rayalign.telemetry.metrics
 
@@ -226,14 +226,21 @@ class Fleet(Protocol):
     def num_workers(self, role: str) -> int:
         """How many workers a group will have."""
 
+    @property
+    def weight_transfer(self) -> str:
+        """vLLM's transfer backend: nccl, ipc, gloo, or local within one process."""
+
     def threads(self, role: str) -> int:
         """How many threads each of them has."""
 
     def start(self, role: str, factory: Callable[[Any], Any], setups: Sequence[Any]) -> Workers[Any]:
         """Starts a group and builds worker i from setups[i]."""
 
-    def connect(self, policy: Workers[PolicyWorker], rollout: Workers[RolloutWorker]) -> None:
+    def connect(self, policy: Any, rollout: Any) -> None:
         """Prepares weight transfer from a policy group to a rollout group."""
+
+    def close(self) -> None:
+        """Ends what was started here."""
 
     def run_ranks(
         self, loop: Callable[[Any, Callable[[Any], None]], None], setup: Any, on_report: Callable[[Any], None]

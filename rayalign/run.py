@@ -17,6 +17,7 @@ from rayalign.config.stages import Stage
 from rayalign.engines.reward import RewardEngine
 from rayalign.engines.vllm_backend.sampler import VllmSampler
 from rayalign.errors import UserError
+from rayalign.ports import Fleet
 from rayalign.report.plot import plot_run
 from rayalign.report.summary import summarise
 from rayalign.stages.context import Components, RunContext, write_json, written_aside
@@ -90,12 +91,12 @@ def _run_stages(
     with progress.stage("placing the groups"):
         placement = config.placement
         local = placement.backend == "inprocess"
-        fleet = (
+        fleet: Fleet = (
             LocalFleet(placement)
             if local
             else RayFleet(placement, max_staleness=staleness, actor_logs=config.telemetry.actor_logs)
         )
-    context = RunContext(config, folder, fleet, fleet.weight_transfer, components, tracker, progress)
+    context = RunContext(config, folder, fleet, components, tracker, progress)
     try:
         for stage in pending:
             RUNNERS[stage.kind](context, stage)

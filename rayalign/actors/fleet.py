@@ -87,7 +87,10 @@ class LocalFleet:
                     "set workers and gpus to at most 1, or backend to ray"
                 )
 
-    weight_transfer = "local"
+    @property
+    def weight_transfer(self) -> str:
+        """Tensors pass by reference."""
+        return "local"
 
     def num_workers(self, role: str) -> int:
         """One."""

@@ -67,7 +67,8 @@ def _apply(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 def _set(node: Any, full_key: str, parts: list[str], value: Any) -> None:
     """Sets a nested value; stages are addressed by name or by number (`stages.sft.epochs=2`)."""
-    head, rest = parts[0], parts[1:]
+    head: Any = parts[0]
+    rest = parts[1:]
     if isinstance(node, list):
         head = _place_in_list(node, full_key, head)
     elif not isinstance(node, dict):
@@ -94,7 +95,7 @@ def _place_in_list(node: list[Any], full_key: str, head: str) -> int:
 def _stage_name(item: Any) -> str | None:
     if not isinstance(item, dict):
         return None
-    return item.get("name") or {"planted": "world"}.get(item.get("kind"), item.get("kind"))
+    return item.get("name") or ("world" if item.get("kind") == "planted" else item.get("kind"))
 
 
 def _one_line(error: ValidationError, values: dict[str, Any], source: str) -> str:

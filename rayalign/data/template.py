@@ -9,7 +9,7 @@ of a response (a demonstration that says "<|im_end|>" cannot end a turn).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,7 @@ class Template:
         """Tokens of responses with their end tokens, many at once."""
         return [[*tokens, self.end_token_id] for tokens in self._encode(texts, split_special_tokens=True)]
 
-    def decode_response(self, tokens: Sequence[int]) -> str:
+    def decode_response(self, tokens: Iterable[int]) -> str:
         """The text of a response, without the end token. Other special tokens in it are shown."""
         ids = [int(token) for token in tokens]
         if ids and ids[-1] in self.end_token_ids:
@@ -111,7 +111,7 @@ class Template:
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text)
 
-    def decode_prompt(self, tokens: Sequence[int]) -> str:
+    def decode_prompt(self, tokens: Iterable[int]) -> str:
         """The text of a prompt as a person reads it, without special tokens."""
         text = self._tokenizer.decode(
             [int(token) for token in tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False

@@ -8,7 +8,7 @@ gradient is (sum over all ranks and micro-batches) / denominator, whatever the s
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol

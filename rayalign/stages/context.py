@@ -35,7 +35,6 @@ class RunContext:
     config: RunConfig
     folder: Path
     fleet: Fleet
-    weight_transfer: str
     components: Components
     tracker: Tracker
     progress: Progress
@@ -98,7 +97,7 @@ class RunContext:
             end_token_ids=self.template().end_token_ids,
             threads=self.fleet.threads("rollout"),
             seed=self.config.seed,
-            weight_transfer=self.weight_transfer,
+            weight_transfer=self.fleet.weight_transfer,
             tensor_parallel=placement.rollout.tensor_parallel,
             gpu_memory_frac=placement.gpu_memory_frac,
             kv_cache_gib=placement.kv_cache_gib,

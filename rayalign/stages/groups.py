@@ -153,7 +153,7 @@ def _on_all(workers: Workers[Any], method: Any, arguments: tuple[Any, ...], phas
 
 def _generate(
     worker: RolloutWorker, prompts: TokenizedPrompts, sampling: SamplingConfig, num_per_prompt: int, seed: int
-) -> Rollout:
+) -> Any:
     return worker.generate(prompts, sampling, num_per_prompt=num_per_prompt, seed=seed)
 
 

@@ -70,7 +70,7 @@ class WeightSender:
 def _init_info(transfer: TransferSetup, rank: int) -> Any:
     if transfer.backend == "ipc":
         return IPCTrainerInitInfo(rank=rank, packed=True)
-    meeting = {
+    meeting: dict[str, Any] = {
         "rank": rank,
         "master_address": transfer.address,
         "master_port": transfer.port,
