@@ -36,9 +36,11 @@ token_file=$HOME/.ray/rayalign-$SLURM_JOB_ID.token
 )
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$token_file"
 
-# Ports of this job's own, outside those Ray gives to its workers (10002 to 19999).
-gcs_port=$((20000 + SLURM_JOB_ID % 6000))
-dashboard_port=$((26000 + SLURM_JOB_ID % 6000))
+# Ports of this job's own, so that two jobs may share a node, and outside those Ray gives to its workers (10002 to 19999).
+gcs_port=$((20000 + SLURM_JOB_ID % 3000))
+dashboard_port=$((gcs_port + 3000))
+agent_port=$((gcs_port + 6000)) # jobs go through it
+client_port=$((gcs_port + 9000))
 temp_dir=/tmp/ray-$SLURM_JOB_ID # short: the path of a socket has at most 107 characters
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -66,12 +68,12 @@ start_ray() { # SRUN-OPTIONS... -- RAY-START-OPTIONS...
     while [ "$1" != -- ]; do srun_options+=("$1") && shift; done
     shift
     srun "${srun_options[@]}" ray start "$@" --num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="$temp_dir" \
-        --disable-usage-stats --block &
+        --dashboard-agent-listen-port="$agent_port" --disable-usage-stats --block &
     steps+=($!)
 }
 
 start_ray --nodes=1 --ntasks=1 --nodelist="$head" -- --head --node-ip-address="$head_ip" --port="$gcs_port" \
-    --dashboard-host="$head_ip" --dashboard-port="$dashboard_port"
+    --dashboard-host="$head_ip" --dashboard-port="$dashboard_port" --ray-client-server-port="$client_port"
 
 # wait_for_nodes N: until N nodes are alive, for five minutes at most.
 wait_for_nodes() {

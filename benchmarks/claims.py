@@ -1,0 +1,191 @@
+"""Claims, with seeds, base models, intervals and the controls that must stand beside them.
+
+    python benchmarks/claims.py rft                 # 2 base models x 5 seeds, about half an hour on two cores
+    python benchmarks/claims.py rft --seeds 1 --bases 1
+
+`rft`: does RFT beat SFT on the same demonstrations in golden reward, at every decoding temperature, in the planted
+low world? Beside it: SFT with its epochs re-tuned (the best of five for each temperature, chosen on the very prompts
+it is judged on), best-of-16 over SFT with the reward that RFT learned, and the closed form pi_SFT^k / pi_0^(k-1).
+A cell is one base model and one seed (demonstrations, order, reward batches, rollouts); differences are paired by cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayalign.config.load import dump_config, parse_config
+from rayalign.evaluate.statistics import mean_interval, paired_difference
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO = REPOSITORY / "rayalign" / "planted" / "demo.yaml"
+EPOCHS = (1, 3, 4, 6, 9)
+TEMPERATURES = (1.0, 0.7, 0.5, 0.2)
+NUM_PROMPTS = 500
+CONTROL_PROMPTS = 250
+BEST_OF = 16
+
+
+def main() -> None:
+    """Runs what is not there yet, prints the table, writes RESULTS/rft.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("claim", choices=["rft"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--bases", type=int, default=2)
+    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="cells at a time, one core each")
+    parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="cells that are done are kept here")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        bases = list(pool.map(lambda b: make_base(arguments.out, b), range(arguments.bases)))
+        cells = [(base, seed) for seed in range(arguments.seeds) for base in range(arguments.bases)]
+        found = list(pool.map(lambda cell: run_cell(arguments.out, bases[cell[0]], *cell), cells))
+    report = summarise(found)
+    report["wall_s"] = round(time.monotonic() - started, 1)
+    (arguments.out / "rft.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(table(report, cells))
+
+
+def make_base(out: Path, base: int) -> Path:
+    """The folder of base model `base`: pre-trained from its own random weights on its own texts."""
+    values = yaml.safe_load(DEMO.read_text())
+    values |= {"name": f"base{base}", "run_dir": str(out), "seed": 100 + base, "placement": _one_core()}
+    values["stages"] = [stage for stage in values["stages"] if stage["name"] in {"world", "pretrain", "base"}]
+    values["stages"][0]["seed"] = 100 + base
+    values["data"] = {}
+    _train(out / f"base{base}.yaml", values)
+    return out / f"base{base}" / "base" / "policy"
+
+
+def run_cell(out: Path, base_folder: Path, base: int, seed: int) -> dict[str, Any]:
+    """SFT for each number of epochs, RFT, evaluation and controls; golden reward by method and temperature."""
+    name = f"base{base}_seed{seed}"
+    values = yaml.safe_load(DEMO.read_text().replace("stage:base/policy", str(base_folder.resolve())))
+    values |= {"name": name, "run_dir": str(out), "seed": seed, "placement": _one_core()}
+    world, *rest = [s for s in values["stages"] if s["name"] not in {"pretrain", "base"}]
+    world["seed"] = seed
+    sft = next(s for s in rest if s["name"] == "sft")
+    others = [{**sft, "name": f"sft_{e}", "epochs": e} for e in EPOCHS if e != sft["epochs"]]
+    evaluate = rest[-1]
+    evaluate |= {"num_prompts": NUM_PROMPTS, "temperatures": list(TEMPERATURES)}
+    evaluate["models"] = {
+        **{s["name"]: f"stage:{s['name']}/policy" for s in others},
+        **evaluate["models"],
+    }
+    candidates = [
+        {
+            "kind": "sample",
+            "name": f"best_of_{int(t * 10)}",
+            "policy": "stage:sft/policy",
+            "prompts": {"path": "stage:world/eval_prompts.jsonl"},
+            "num_prompts": CONTROL_PROMPTS,
+            "num_per_prompt": BEST_OF,
+            "sampling": {**evaluate["sampling"], "temperature": t},
+        }
+        for t in TEMPERATURES
+    ]
+    values["stages"] = [world, *others, *rest, *candidates]
+    _train(out / f"{name}.yaml", values)
+    controls = out / name / "controls.json"
+    if not controls.exists():
+        script = [sys.executable, str(REPOSITORY / "benchmarks" / "controls.py"), str(out / name), str(base_folder)]
+        subprocess.run(script, check=True, env=_environment())
+    return _golden(out / name, base, seed)
+
+
+def summarise(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means with 95% t intervals over cells, and paired differences RFT minus each other method."""
+    methods = list(cells[0]["golden"])
+    report: dict[str, Any] = {"cells": cells, "golden": {}, "rft_minus": {}}
+    for method in methods:
+        report["golden"][method] = {
+            str(t): mean_interval([c["golden"][method][str(t)] for c in cells]).as_dict() for t in TEMPERATURES
+        }
+        if method == "rft":
+            continue
+        report["rft_minus"][method] = {}
+        for t in TEMPERATURES:
+            ours = [c["golden"]["rft"][str(t)] for c in cells]
+            pair = paired_difference(ours, [c["golden"][method][str(t)] for c in cells])
+            report["rft_minus"][method][str(t)] = pair.difference.as_dict() | {
+                "positive": sum(d > 0 for d in pair.differences),
+                "excludes_zero": pair.excludes_zero,
+            }
+    return report
+
+
+def table(report: dict[str, Any], cells: list[tuple[int, int]]) -> str:
+    """The report as Markdown."""
+    heads = " | ".join(f"T={t:g}" for t in TEMPERATURES)
+    rule = "| --- |" + " --- |" * len(TEMPERATURES)
+    lines = [f"Golden reward, mean +- half width of the 95% t interval over {len(cells)} cells", ""]
+    lines += [f"| method | {heads} |", rule]
+    lines += [f"| {method} | {_row(row)} |" for method, row in report["golden"].items()]
+    lines += ["", f"| RFT minus | {heads} |", rule]
+    lines += [f"| {method} | {_row(row, signed=True, cells=len(cells))} |" for method, row in report["rft_minus"].items()]
+    return "\n".join(lines)
+
+
+def _row(row: dict[str, Any], *, signed: bool = False, cells: int = 0) -> str:
+    texts = []
+    for estimate in row.values():
+        half = "" if estimate["low"] is None else f" +- {estimate['mean'] - estimate['low']:.3f}"
+        count = f" ({estimate['positive']}/{cells})" if signed else ""
+        texts.append(f"{estimate['mean']:{'+' if signed else ''}.3f}{half}{count}")
+    return " | ".join(texts)
+
+
+def _golden(folder: Path, base: int, seed: int) -> dict[str, Any]:
+    results = json.loads((folder / "evaluate" / "results.json").read_text())
+    by_model = {
+        model: {str(float(t)): cell["golden"]["mean"] for t, cell in by_t.items()}
+        for model, by_t in results["models"].items()
+    }
+    tuned = [by_model.pop(f"sft_{e}") for e in EPOCHS if f"sft_{e}" in by_model] + [by_model["sft"]]
+    by_model["sft_epochs_retuned"] = {t: max(row[t] for row in tuned) for t in by_model["sft"]}
+    by_model |= json.loads((folder / "controls.json").read_text())
+    order = ["base", "sft", "sft_epochs_retuned", f"best_of_{BEST_OF}", "closed_form_k2", "closed_form_k3", "rft"]
+    return {
+        "base": base,
+        "seed": seed,
+        "golden": {method: by_model[method] for method in order},
+        "reward_accuracy": results["reward_accuracy"],
+        "expert": results["expert"]["golden"],
+    }
+
+
+def _train(config: Path, values: dict[str, Any]) -> None:
+    """Runs a config in a process of its own, on one core, without Ray."""
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(dump_config(parse_config(values)))
+    log = config.with_suffix(".log")
+    with log.open("a") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "rayalign.cli", "train", str(config)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+        )
+    if done.returncode:
+        sys.exit(f"{config.stem} failed (exit code {done.returncode}); see {log}")
+
+
+def _one_core() -> dict[str, Any]:
+    return {"backend": "inprocess"}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+if __name__ == "__main__":
+    main()
