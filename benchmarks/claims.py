@@ -28,7 +28,7 @@ from rayalign.evaluate.statistics import mean_interval, paired_difference
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "rayalign" / "planted" / "demo.yaml"
-EPOCHS = (1, 3, 4, 6, 9)
+EPOCHS = (1, 2, 3, 4, 6)
 TEMPERATURES = (1.0, 0.7, 0.5, 0.2)
 NUM_PROMPTS = 500
 CONTROL_PROMPTS = 250
