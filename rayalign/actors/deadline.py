@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from rayalign.errors import CallFailed, RayalignError
+from rayalign.errors import CallFailed, RayalignError, UserError, is_disk_full
 
 
 def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> list[Any]:
@@ -26,6 +26,8 @@ def failure(error: BaseException, what: str) -> RayalignError:
     cause = error.cause if isinstance(error, RayTaskError) else None
     if isinstance(cause, RayalignError):
         return type(cause)(*cause.args)
+    if cause is not None and is_disk_full(cause):
+        return UserError(f"{what}: the disk is full ({_first_line(cause)}); free some space and run again")
     if cause is not None:
         return CallFailed(f"{what}: {type(cause).__name__}: {_first_line(cause)}")
     return CallFailed(f"{what}: the worker died ({_first_line(error)})")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
+from rayalign.actors.cluster import cluster_nodes, connect
 from rayalign.actors.local_workers import LocalWorkers
 from rayalign.actors.plan import GroupPlan, Plan, check_fits, make_plan
 from rayalign.actors.ray_workers import RayWorkers, reserve
 from rayalign.actors.sync import LocalClient, ReplicaClient
 from rayalign.actors.train import run_ray_train
 from rayalign.config.placement import PlacementConfig
-from rayalign.errors import PlacementError
 from rayalign.ports import PolicyWorker, TransferSetup
 
 
@@ -27,9 +26,13 @@ class RayFleet:
     def __init__(self, placement: PlacementConfig, *, max_staleness: int = 0, actor_logs: bool = False) -> None:
         self._placement = placement
         self.plan = make_plan(placement, max_staleness=max_staleness)
-        self._started_ray = _connect(placement, actor_logs)
-        check_fits(self.plan, cluster_nodes())
-        self._shared = _shared_bundles(self.plan, placement) if self.plan.colocated else None
+        self._started_ray = connect(placement, actor_logs)
+        try:
+            check_fits(self.plan, cluster_nodes())
+            self._shared = _shared_bundles(self.plan, placement) if self.plan.colocated else None
+        except BaseException:
+            self.close()
+            raise
 
     def num_workers(self, role: str) -> int:
         """How many workers a group has."""
@@ -76,16 +79,10 @@ class RayFleet:
 
 
 class LocalFleet:
-    """One worker a group, as objects in this process. Nothing here needs Ray."""
+    """One worker a group (the config allows no more), as objects in this process. Nothing here needs Ray."""
 
     def __init__(self, placement: PlacementConfig) -> None:
         self.plan = make_plan(placement)
-        for group in self.plan.groups.values():
-            if group.num_workers > 1:
-                raise PlacementError(
-                    f"placement.{group.role}: backend inprocess runs one worker a group, not {group.num_workers}; "
-                    "set workers and gpus to at most 1, or backend to ray"
-                )
 
     @property
     def weight_transfer(self) -> str:
@@ -125,45 +122,8 @@ class LocalFleet:
         """Nothing was started."""
 
 
-def cluster_nodes() -> list[dict[str, float]]:
-    """{CPU, GPU} of each live node."""
-    return [
-        {kind: float(node["Resources"].get(kind, 0.0)) for kind in ("CPU", "GPU")}
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-
-
 def _connect_sender(policy: PolicyWorker, client: Any, transfer: TransferSetup) -> None:
     policy.connect(client, transfer)
-
-
-def _connect(placement: PlacementConfig, actor_logs: bool) -> bool:
-    """Joins a running Ray, or starts one here; True if started. A job's driver finds its cluster in RAY_ADDRESS."""
-    if ray.is_initialized():
-        return False
-    address = placement.address or ("auto" if os.environ.get("RAY_ADDRESS") else None)
-    if address is not None:
-        try:
-            ray.init(address=address, log_to_driver=actor_logs, logging_level="warning")
-        except (ConnectionError, ValueError, TimeoutError) as error:
-            raise PlacementError(
-                f"placement.address: no Ray cluster answers at {address} ({' '.join(str(error).split())[:160]}); "
-                "start one (docs/cluster.md), or leave address unset to run on this machine"
-            ) from error
-        return False
-    # Workers at Ray's default niceness starve beside anything else; prestarted ones would only sit idle.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_enable_worker_prestart", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=placement.object_store_mib * 2**20,
-        log_to_driver=actor_logs,
-        logging_level="warning",
-    )
-    return True
 
 
 def _shared_bundles(plan: Plan, placement: PlacementConfig) -> Any:

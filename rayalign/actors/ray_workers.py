@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -41,6 +42,8 @@ class RayWorkers:
         self.busy_s = 0.0
         self._bundles = bundles or reserve(plan, deadlines)
         self.actors = [self._start(index) for index in range(plan.num_workers)]
+        # The manager logs whole remote tracebacks; what a person needs of them is in the error that is raised.
+        logging.getLogger(FaultTolerantActorManager.__module__).setLevel(logging.CRITICAL)
         self._manager = FaultTolerantActorManager(self.actors, max_remote_requests_in_flight_per_actor=16)
 
     def __len__(self) -> int:

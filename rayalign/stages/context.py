@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class RunContext:
         """The path of an artifact, or the location itself if it names none. Raises UserError if it is not there."""
         reference = stage_reference(location)
         if reference is None:
-            return location
+            return os.path.expanduser(location)
         path = self.folder.joinpath(*reference)
         if not path.exists():
             raise UserError(f"{location}: stage {reference[0]} left no {reference[1]!r} in {path.parent}")

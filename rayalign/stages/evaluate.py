@@ -133,7 +133,8 @@ def _examples(context: RunContext, stage: EvaluateStage, samples: Samples) -> li
     template = context.template()
     first = {name: by_t[stage.temperatures[0]] for name, by_t in samples.items()}
     examples = []
-    for number in range(min(stage.num_examples, stage.num_prompts)):
+    num_prompts = len(next(iter(first.values()))) // stage.num_per_prompt  # the data may have fewer than asked for
+    for number in range(min(stage.num_examples, num_prompts)):
         row = number * stage.num_per_prompt
         answers = {name: sequences.take(np.array([row])) for name, sequences in first.items()}
         prompt = next(next(iter(answers.values())).prompts())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from rayalign.config.data import DataSource
 from rayalign.data import shapes
-from rayalign.data.files import Place
+from rayalign.data.files import Place, read_file
 from rayalign.data.sources import read_rows
 from rayalign.data.splits import split_heldout
 from rayalign.data.tally import Tally
@@ -75,7 +74,13 @@ def load_preferences(context: RunContext, source: DataSource) -> tuple[Sequences
 
 def load_samples(path: str) -> Sequences:
     """Samples that a `sample` stage stored, by their tokens."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for place, row in read_file(Path(path)):
+        if not {"prompt_tokens", "response_tokens", "ended"} <= row.keys():
+            raise DataError(f"{place}: not a sample that a sample stage stored (no tokens); name its samples.jsonl")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: holds no samples; sample some, or name another file")
     return Sequences(
         tokens=Ragged.from_list([row["prompt_tokens"] + row["response_tokens"] for row in rows]),
         prompt_lengths=np.array([len(row["prompt_tokens"]) for row in rows], dtype=np.int64),

@@ -32,6 +32,7 @@ def alternate(context: RunContext, stage: IrlStage, groups: IrlGroups) -> None:
     samples = _SampleQueue(stage, groups)
     groups.policy.sync()
     watch.check_canary()
+    watch.log_start()
     with context.progress.stage(stage.name, total=stage.rounds * stage.improve.steps) as bar:
         for round_number in range(stage.rounds):
             if stage.improve.reference == "round" and round_number > 0:

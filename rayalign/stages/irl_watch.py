@@ -68,41 +68,56 @@ class IrlWatch:
         shown = {"reward": "policy/reward_mean", "kl": "policy/kl_policy_to_ref", "length": "policy/length_mean"}
         return {name: found[key] for name, key in shown.items() if key in found}
 
+    def log_start(self) -> None:
+        """What the policy is worth on held-out demonstrations before the first round; there is no reward yet."""
+        if len(self._probe):
+            self._log_health(0, self._policy_health(self._probe_samples()))
+
     def log_health(self, round_number: int) -> None:
         """What reward and policy are worth on demonstrations that neither has seen."""
-        if not len(self._probe):
-            return
-        metrics = prefixed(self._health(), "health")
-        self._context.tracker.log(self._stage.name, round_number, self._step, metrics)
+        if len(self._probe):
+            agent = self._probe_samples()
+            self._log_health(round_number, self._policy_health(agent) | self._reward_health(agent))
 
-    def _health(self) -> Metrics:
-        stage, groups = self._stage, self._groups
-        stored = groups.rollout.generate(
-            prompts_of(self._probe), stage.sampling, num_per_prompt=PROBE_SAMPLES, seed=groups.seed_of("probe", 0)
+    def _log_health(self, round_number: int, metrics: Metrics) -> None:
+        self._context.tracker.log(self._stage.name, round_number, self._step, prefixed(metrics, "health"))
+
+    def _probe_samples(self) -> Sequences:
+        stored = self._groups.rollout.generate(
+            prompts_of(self._probe),
+            self._stage.sampling,
+            num_per_prompt=PROBE_SAMPLES,
+            seed=self._groups.seed_of("probe", 0),
         )
-        agent = groups.rollout.fetch(stored).sequences
-        demo_scores = groups.reward.score_sequences(self._probe)
-        agent_scores = groups.reward.score_sequences(agent)
+        return self._groups.rollout.fetch(stored).sequences
+
+    def _policy_health(self, agent: Sequences) -> Metrics:
+        metrics: Metrics = {
+            "ended_frac": Mean(float(agent.ended.sum()), len(agent)),
+            "length_mean": Mean(float(agent.response_lengths.sum()), len(agent)),
+            **prefixed(self._groups.policy.negative_log_likelihood(self._probe), "demo"),
+        }
+        if self._stage.golden:
+            golden = golden_scores(self._stage.golden, self._context.template(), agent)
+            metrics["golden_mean"] = Mean(float(golden.sum()), len(golden))
+        return metrics
+
+    def _reward_health(self, agent: Sequences) -> Metrics:
+        demo_scores = self._groups.reward.score_sequences(self._probe)
+        agent_scores = self._groups.reward.score_sequences(agent)
         wins, pairs = _wins(demo_scores, self._probe.prompt_ids, agent_scores, agent.prompt_ids)
         metrics: Metrics = {
             "demo_accuracy_heldout": Mean(wins, pairs),
             "margin_demo_minus_agent": Last(float(demo_scores.mean() - agent_scores.mean())),
-            "ended_frac": Mean(float(agent.ended.sum()), len(agent)),
-            "length_mean": Mean(float(agent.response_lengths.sum()), len(agent)),
-            **prefixed(groups.policy.negative_log_likelihood(self._probe), "demo"),
         }
         if self._last_probe_scores is not None:
             metrics["probe_drift"] = Last(float(np.abs(demo_scores - self._last_probe_scores).mean()))
         self._last_probe_scores = demo_scores
-        if stage.golden:
-            metrics |= self._golden(stage.golden, agent, agent_scores)
+        if self._stage.golden:
+            golden = golden_scores(self._stage.golden, self._context.template(), agent)
+            right, num = rank_accuracy(agent_scores, golden, agent.prompt_ids)
+            metrics |= {"rank_accuracy_policy": Mean(right, num)} if num else {}
         return metrics
-
-    def _golden(self, name: str, agent: Sequences, agent_scores: np.ndarray) -> Metrics:
-        golden = golden_scores(name, self._context.template(), agent)
-        right, num = rank_accuracy(agent_scores, golden, agent.prompt_ids)
-        metrics: Metrics = {"golden_mean": Mean(float(golden.sum()), len(golden))}
-        return metrics | ({"rank_accuracy_policy": Mean(right, num)} if num else {})
 
     def _workers(self) -> list:
         return [self._groups.rollout.workers, self._groups.reward.workers, self._groups.policy.workers]

@@ -1,0 +1,106 @@
+"""The Python face: the same run as the command line's, with your own reward or rollout in the built-in one's place.
+
+Example:
+    from rayalign.api import train
+
+    def polite(prompts: list[str], responses: list[str]) -> list[float]:
+        return [float("thank you" in response) for response in responses]
+
+    run = train("configs/rft.yaml", overrides=["seed=1"], reward=polite)
+    print(run.summary["golden"], run.artifacts["irl/policy"])
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayalign.config.load import load_config, parse_config
+from rayalign.config.run import RunConfig
+from rayalign.data.template import Template, load_tokenizer
+from rayalign.engines.function_reward import FunctionReward, RewardFunction
+from rayalign.errors import ConfigError
+from rayalign.ports import RewardSetup, RewardWorker, RolloutWorker, SamplerSetup
+from rayalign.run import artifacts_of, built_in, run
+from rayalign.stages.context import Components
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, where its models lie, and the numbers of its last evaluation."""
+
+    folder: Path
+    artifacts: dict[str, str]  # {"irl/policy": path, "irl/reward": path, ...}: folders that from_pretrained loads
+    summary: dict[str, Any]  # content of summary.json; empty without an evaluate stage
+
+
+def train(
+    config: str | Path | dict[str, Any] | RunConfig,
+    *,
+    overrides: Sequence[str] = (),
+    reward: RewardFunction | type[RewardWorker] | None = None,
+    rollout: type[RolloutWorker] | None = None,
+) -> Run:
+    """Runs all stages of a config that are not done yet.
+
+    Args:
+        config: path of a YAML file, its content as a dictionary, or a RunConfig.
+        overrides: "key.sub=value" strings; for a path only.
+        reward: a function (prompt texts, response texts) -> numbers, which is then fixed; or a class that satisfies
+            `ports.RewardWorker` and is built from a `ports.RewardSetup` in each reward actor.
+        rollout: a class that satisfies `ports.RolloutWorker` and is built from a `ports.SamplerSetup` in each rollout
+            actor; usually a subclass of `engines.vllm_backend.sampler.VllmSampler` with its own `generate`.
+
+    Raises UserError for what you can mend, RayalignError for what failed on the way.
+    """
+    resolved = _resolve(config, overrides)
+    components = built_in()
+    if reward is not None or rollout is not None:
+        components = Components(
+            rollout=_built_from(rollout) if rollout is not None else components.rollout,
+            reward=_reward_factory(reward) if reward is not None else components.reward,
+        )
+    folder = run(resolved, components)
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return Run(folder, artifacts_of(resolved, folder), summary)
+
+
+@dataclass(frozen=True)
+class FunctionRewardFactory:
+    """Builds the reward worker around a user's function, in the actor."""
+
+    function: RewardFunction
+
+    def __call__(self, setup: RewardSetup) -> FunctionReward:
+        template = Template(load_tokenizer(setup.tokenizer), setup.chat_template)
+        return FunctionReward(self.function, template.decode_prompt, template.decode_response)
+
+
+def _resolve(config: str | Path | dict[str, Any] | RunConfig, overrides: Sequence[str]) -> RunConfig:
+    if isinstance(config, (str, Path)):
+        return load_config(config, overrides)
+    if overrides:
+        raise ConfigError("overrides go with a config file; change the dictionary instead")
+    return parse_config(config) if isinstance(config, dict) else config
+
+
+def _reward_factory(reward: Any) -> Callable[[RewardSetup], RewardWorker]:
+    if inspect.isclass(reward):
+        return _built_from(reward)
+    if not callable(reward):
+        raise ConfigError(f"reward: give a function or a class, not {type(reward).__name__}")
+    return FunctionRewardFactory(reward)
+
+
+def _built_from(worker: Any) -> Callable[[Any], Any]:
+    if not inspect.isclass(worker):
+        raise ConfigError(f"give the class of your worker, not {type(worker).__name__}: it is built in the actor")
+    return worker
+
+
+__all__ = ["Run", "RewardSetup", "SamplerSetup", "train"]

@@ -1,0 +1,147 @@
+"""Groups on a Ray that declares eight GPUs: disjoint devices, threads, deadlines, and errors that name the worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from rayalign.actors.fleet import RayFleet
+from rayalign.actors.ray_workers import RayWorkers
+from rayalign.config.placement import PlacementConfig
+from rayalign.errors import CallFailed, PlacementError, SyncError
+from rayalign.types import Stored
+
+EIGHT = {"policy": {"gpus": 4}, "reward": {"gpus": 2}, "rollout": {"gpus": 2}}
+
+
+class Engine:
+    """A small engine, to call through the real actors."""
+
+    def __init__(self, setup: int) -> None:
+        self.number = setup
+
+    def threads(self) -> tuple[int, str]:
+        """What the placement gave this worker."""
+        import torch
+
+        return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+
+    def pid(self) -> int:
+        """To be killed by."""
+        return os.getpid()
+
+    def sleep(self, seconds: float) -> int:
+        """Busy for a while."""
+        time.sleep(seconds)
+        return self.number
+
+    def fail(self) -> None:
+        """A fault of the engine's own."""
+        raise ValueError("the flux capacitor is empty\nsecond line")
+
+    def out_of_step(self) -> None:
+        """One of our errors."""
+        raise SyncError("weights did not arrive")
+
+    def length(self, values: list[Any]) -> int:
+        """Stored values arrive as themselves."""
+        return sum(len(v) for v in values)
+
+
+@pytest.fixture(scope="module")
+def eight_gpus() -> Iterator[None]:
+    """A Ray of this module's own that says it has eight GPUs."""
+    os.environ["RAY_worker_niceness"] = "0"
+    ray.init(
+        address="local", num_cpus=8, num_gpus=8, include_dashboard=False, object_store_memory=80 * 2**20,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+def start(fleet: RayFleet, role: str) -> RayWorkers:
+    """A group of small engines."""
+    return fleet.start(role, Engine, list(range(fleet.num_workers(role))))
+
+
+@pytest.fixture
+def policy(eight_gpus: None) -> Iterator[RayWorkers]:
+    """Two policy workers with short deadlines."""
+    values = {"policy": {"workers": 2, "cpus": 1}, "deadlines": {"call_s": 3}}
+    workers = start(RayFleet(PlacementConfig.model_validate(values)), "policy")
+    yield workers
+    workers.close()
+
+
+def test_separate_groups_get_disjoint_devices(eight_gpus: None) -> None:
+    fleet = RayFleet(PlacementConfig.model_validate(EIGHT))
+    groups = [start(fleet, role) for role in ("policy", "reward", "rollout")]
+    devices = [gpus for group in groups for _, gpus in group.devices()]
+    assert [len(group) for group in groups] == [4, 2, 2]
+    assert all(len(gpus) == 1 for gpus in devices)
+    assert len({gpu for gpus in devices for gpu in gpus}) == 8
+    for group in groups:
+        group.close()
+
+
+def test_a_plan_that_does_not_fit_fails_before_any_actor_starts(eight_gpus: None) -> None:
+    with pytest.raises(PlacementError, match=r"placement.rollout needs 4 bundle\(s\).*number 3 fits on no node"):
+        RayFleet(PlacementConfig.model_validate({**EIGHT, "rollout": {"gpus": 4}}))
+    states = [actor["state"] for actor in _actors()]
+    assert "ALIVE" not in states
+
+
+def test_a_worker_uses_the_threads_of_its_cores(eight_gpus: None) -> None:
+    fleet = RayFleet(PlacementConfig.model_validate({"policy": {"cpus": 2}, "reward": {"cpus": 1}}))
+    workers = start(fleet, "policy")
+    assert workers.submit(Engine.threads, [()], phase="threads").result() == [(2, "2")]
+    workers.close()
+
+
+def test_each_worker_answers_for_itself_and_stored_values_arrive(policy: RayWorkers) -> None:
+    assert policy.submit(Engine.sleep, [(0.01,), (0.0,)], phase="sleep").result() == [0, 1]
+    stored = [Stored(ray.put([1, 2])), Stored(ray.put([3]))]
+    assert policy.submit(Engine.length, [(stored,)] * 2, phase="length").result() == [3, 3]
+
+
+def test_a_silent_worker_is_named_when_its_deadline_passes(policy: RayWorkers) -> None:
+    started = time.monotonic()
+    with pytest.raises(CallFailed, match=r"^policy-1: policy update v7: no answer within 3 s \(placement.deadlines\)$"):
+        policy.submit(Engine.sleep, [(0.0,), (30.0,)], phase="policy update v7").result()
+    assert time.monotonic() - started < 6
+
+
+def test_a_dead_worker_is_named_at_once(policy: RayWorkers) -> None:
+    pids = policy.submit(Engine.pid, [(), ()], phase="pid").result()
+    pending = policy.submit(Engine.sleep, [(2.5,), (2.5,)], phase="generate")
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(CallFailed, match="^policy-1: generate: the worker died"):
+        pending.result()
+
+
+def test_an_engine_s_own_fault_is_one_line(policy: RayWorkers) -> None:
+    with pytest.raises(CallFailed, match="^policy-0: score: ValueError: the flux capacitor is empty$"):
+        policy.submit(Engine.fail, [()], phase="score").result()
+
+
+def test_our_errors_come_back_as_they_are(policy: RayWorkers) -> None:
+    with pytest.raises(SyncError, match="^weights did not arrive$"):
+        policy.submit(Engine.out_of_step, [()], phase="sync").result()
+
+
+def _actors() -> list[dict[str, Any]]:
+    from ray.util.state import list_actors
+
+    try:
+        return [dict(actor) for actor in list_actors()]
+    except Exception:  # noqa: BLE001 - without a dashboard the state service is not there
+        from ray._private.state import actors
+
+        return [{"state": a["State"]} for a in actors().values()]

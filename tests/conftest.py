@@ -1,0 +1,72 @@
+"""What the tests share: a small planted base model, made once by the product's own stages, and quiet threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO = REPOSITORY / "rayalign" / "planted" / "demo.yaml"
+def one_thread() -> dict[str, str]:
+    """Environment of a process that keeps to one core."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_rayalign(*arguments: str, timeout_s: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "rayalign.cli", *arguments],
+        env={**one_thread(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+def demo_values() -> dict[str, Any]:
+    """The demo's config as plain values, to be cut down."""
+    return yaml.safe_load(DEMO.read_text())
+
+
+@pytest.fixture(scope="session")
+def planted_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a small world and a base model that writes its grammar: stages `world` and `base`."""
+    folder = tmp_path_factory.mktemp("planted")
+    values = demo_values()
+    stages = {stage["name"]: stage for stage in values["stages"]}
+    stages["world"] |= {"num_pretrain": 18000}
+    stages["pretrain"] |= {"cache": False}
+    stages["base"] |= {"cache": False}
+    values |= {
+        "name": "base",
+        "run_dir": str(folder),
+        "data": {},
+        "placement": {"backend": "inprocess"},
+        "stages": [stages["world"], stages["pretrain"], stages["base"]],
+    }
+    config = folder / "base.yaml"
+    config.write_text(yaml.safe_dump(values))
+    done = run_rayalign("train", str(config))
+    assert done.returncode == 0, done.stderr
+    return folder / "base"
+
+
+@pytest.fixture
+def loop_values(planted_base: Path, tmp_path: Path) -> dict[str, Any]:
+    """A config of SFT, RFT and evaluation on the small base model, small enough for a test."""
+    text = DEMO.read_text().replace("stage:base/policy", str(planted_base / "base" / "policy"))
+    values = yaml.safe_load(text.replace("stage:world", str(planted_base / "world")))
+    stages = {stage["name"]: stage for stage in values["stages"]}
+    stages["evaluate"] |= {"num_prompts": 150, "temperatures": [1.0]}
+    values |= {
+        "name": "loop",
+        "run_dir": str(tmp_path),
+        "stages": [stages[name] for name in ("sft", "base_samples", "rft", "evaluate")],
+    }
+    return values
