@@ -17,7 +17,7 @@ from rayalign.objectives.sums import paired_difference, weighted_sum
 def implicit_rewards(policy_logprob_sums: Tensor, ref_logprob_sums: Tensor, *, beta: float) -> Tensor:
     """beta log(pi(y|x) / pi_ref(y|x)): policy_logprob_sums[B], ref_logprob_sums[B] -> [B].
 
-    Source: section 0.3 and 3.3 of algorithms.md (paper 3). Equals the explicit reward up to beta log Z(x), so
+    Source: paper 3, eq. 3.5 of docs/algorithms.md. Equals the explicit reward up to beta log Z(x), so
     compare it within a prompt only. Rewards of successive rounds telescope (T16): a model exported as a
     reward after several rounds with a moving reference needs the reference of the FIRST round.
     """
@@ -61,8 +61,7 @@ def dpo_loss(
 ) -> Tensor:
     """-sum log sigmoid(beta (log-ratio of chosen minus log-ratio of rejected)): four [N] -> scalar sum.
 
-    Source: DPO (Rafailov et al. 2023) eq. 7; the preference term of direct and self-play AIHF (paper 5,
-    section 5.3).
+    Source: DPO (Rafailov et al. 2023) eq. 7; the preference term of direct and self-play AIHF (paper 5).
     """
     return implicit_pair_loss(
         chosen_policy_logprob_sums,

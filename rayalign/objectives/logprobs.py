@@ -2,7 +2,7 @@
 
 Shapes: T tokens, V vocabulary, H hidden width. Results are float32 for any 16- or 32-bit input and float64
 for float64 input. Temperature divides the logits, so what is learned is the distribution that was sampled
-from (algorithms.md 7.3).
+from.
 """
 
 from collections.abc import Callable
@@ -52,21 +52,23 @@ def chunked_logprobs(
     *,
     temperature: float,
     chunk_tokens: int,
+    min_chunks: int = 1,
     with_entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The LM head on chunk_tokens tokens at a time: hidden[T, H], labels[T] -> (logprobs[T], entropy[T]).
+    """The LM head on at most chunk_tokens tokens at a time: hidden[T, H], labels[T] -> (logprobs[T], entropy[T]).
 
     With more than one chunk each chunk's logits are recomputed in backward, so no [T, V] tensor lives until
     then; one chunk, or no gradient wanted, costs no recomputation. The head runs once even for T = 0, so that
     a rank without tokens still has a graph. Without entropy the second result is empty ([0]).
 
-    Under ZeRO-3 every call of a sharded head is a collective: all ranks must then make the same number of
-    chunks.
+    Under ZeRO-3 every call of a sharded head is a collective, and all ranks must make as many: `min_chunks` is
+    the number that the longest of them needs.
     """
     _check_temperature(temperature)
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    chunks = list(zip(hidden.split(chunk_tokens), labels.split(chunk_tokens), strict=True))
+    num_chunks = max(-(-len(labels) // chunk_tokens), min_chunks)
+    chunks = list(zip(hidden.tensor_split(num_chunks), labels.tensor_split(num_chunks), strict=True))
     entropies: list[Tensor] = []
 
     def forward(hidden_chunk: Tensor, labels_chunk: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""T11, T12 and T14 of algorithms.md: the implicit losses of IRFT, SPIN and DPO are one loss."""
+"""T11, T12 and T14 of docs/algorithms.md: the implicit losses of IRFT, SPIN and DPO are one loss."""
 
 import math
 

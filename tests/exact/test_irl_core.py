@@ -1,4 +1,4 @@
-"""T1 to T6, T8 and T20 of algorithms.md: what maximum-likelihood IRL is, by enumeration."""
+"""T1 to T6, T8 and T20 of docs/algorithms.md: what maximum-likelihood IRL is, by enumeration."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""T18 and T35, T36, T38, T39 of algorithms.md: demonstrations and preferences in one reward loss (AIHF)."""
+"""T18 and T35, T36, T38, T39 of docs/algorithms.md: demonstrations and preferences in one reward loss (AIHF)."""
 
 import pytest
 import torch

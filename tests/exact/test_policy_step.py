@@ -1,4 +1,4 @@
-"""T9 and T10 of algorithms.md: the KL penalty's book-keeping, and which advantages leave beta its meaning.
+"""T9 and T10 of docs/algorithms.md: the KL penalty's book-keeping, and which advantages leave beta its meaning.
 
 Expectations run over every ordered group of K responses of a token world (7 responses: 343 groups of 3).
 """

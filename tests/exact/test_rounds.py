@@ -1,4 +1,4 @@
-"""T7, T13 and T16 of algorithms.md: what repeated rounds do when every inner problem is solved exactly.
+"""T7, T13 and T16 of docs/algorithms.md: what repeated rounds do when every inner problem is solved exactly.
 
 e_t is the centred log(pi_t / pi^E). Rewards are fitted by the package's losses (L-BFGS on the population
 loss), then the KL-regularised policy step is exact (Gibbs).

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPERATURES = (1.0, 0.7, 0.5, 0.2)
-BASE = (0.209, 0.166, 0.122, 0.051)  # planted.md, section 5
+BASE = (0.209, 0.166, 0.122, 0.051)
 SFT = (0.421, 0.468, 0.501, 0.554)
 RFT = (0.751, 0.842, 0.881, 0.920)
 

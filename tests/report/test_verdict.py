@@ -30,7 +30,7 @@ def test_better_at_some_temperatures_only():
 
 
 def test_a_gain_that_colder_sampling_gives_for_free():
-    """planted.md section 5, expert-80: SFT at T = 0.2 reaches .996, RFT at T = 1 .911."""
+    """A demonstrator of .8: SFT at T = 0.2 reaches .996, RFT at T = 1 .911."""
     said = verdict(full(sft=(0.795, 0.919, 0.971, 0.996), rft=(0.911, 0.975, 0.987, 0.993), expert=0.79))
     assert "RFT beats SFT at temperatures 1.0 and 0.7" in said
     assert ", but SFT at its best temperature (0.2: 0.996) is above that with no reward at all." in said
