@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import NoReturn
 
 from rayalign import __version__
 from rayalign.config.load import dump_config, load_config
 from rayalign.config.run import RunConfig
 from rayalign.errors import RayalignError, UserError
 
-EPILOG = """examples:
-  rayalign demo
-  rayalign config configs/rft.yaml
-  rayalign train configs/rft.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct seed=1
+OVERRIDES = """settings:
+  KEY=VALUE overrides the file, from left to right; VALUE is YAML. Stages go by their names.
+    seed=1  name=second-try           plain values
+    placement.policy.gpus=4           a key inside others
+    stages.sft.optimizer.learning_rate=1e-4
+    stages.evaluate.temperatures='[1.0, 0.5]'
+    data.prompts=                     nothing: unset
+  `rayalign config CONFIG` prints all keys with their values."""
+
+EXIT_CODES = """exit codes:
+  0 done, 2 something you can mend (the one line says what), 1 a failure on the way, 130 interrupted"""
+
+EXAMPLES = """examples:
+  rayalign demo                                               see it work: minutes, on any machine
+  rayalign doctor configs/rft.yaml                            what it needs, and whether it is here
+  rayalign config configs/rft.yaml seed=1                     all settings, resolved
+  rayalign train configs/rft.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct
   rayalign train configs/rft.yaml stages.irl.rounds=3 placement.policy.gpus=4
-  ray job submit --working-dir . -- rayalign train configs/rft.yaml
-"""
+  ray job submit --working-dir . -- rayalign train configs/rft.yaml"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"rayalign: {message}; `{self.prog} --help` shows how\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,47 +48,109 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.run(parsed)
+        sys.stdout.flush()
     except RayalignError as error:
         print(f"rayalign: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         print("rayalign: interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader (`head`, say) has what it wanted. Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rayalign",
         description="Learns a reward and a policy together from demonstrations, on Ray.",
-        epilog=EPILOG,
+        epilog=f"{EXAMPLES}\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"rayalign {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="run the stages of a config; a finished stage is not run again")
-    _add_config(train)
-    train.set_defaults(run=_train)
-    config = commands.add_parser("config", help="validate a config and print it resolved, with every default")
-    _add_config(config)
-    config.set_defaults(run=_config)
-    doctor = commands.add_parser("doctor", help="versions, devices, memory, disk, and whether a config fits here")
-    doctor.add_argument("configs", nargs="*", metavar="CONFIG", help="configs to check; the demo's if none")
-    doctor.set_defaults(run=_doctor)
-    demo = commands.add_parser("demo", help="make a planted world and run SFT and RFT on it, on two CPU cores")
-    _add_overrides(demo)
-    demo.set_defaults(run=_demo)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_train(commands)
+    _add_demo(commands)
+    _add_config(commands)
+    _add_doctor(commands)
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help='a YAML file, or "demo" for the built-in one')
-    _add_overrides(parser)
+def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
+    train = _command(
+        commands,
+        "train",
+        "run the stages of a config; a finished stage is not run again",
+        "Runs the stages of a config, in order. What they need (data, models, GPUs) is checked before anything starts.\n"
+        "Everything is written to RUN_DIR/NAME: metrics.jsonl, the resolved config, and a folder a stage with its models\n"
+        "as Hugging Face folders. The same command after an interruption keeps the stages that were finished.",
+    )
+    _add_config_argument(train)
+    _add_overrides(train)
+    train.set_defaults(run=_train)
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
+    demo = _command(
+        commands,
+        "demo",
+        "make a planted world and run SFT and RFT on it, on two CPU cores",
+        "Runs the built-in config on a text world that it makes itself, with a known expert and a known reward: a small\n"
+        "base model, SFT on 200 demonstrations, then a reward learned from them and a policy improved on it (RFT).\n"
+        "Ends with a table, and leaves runs/demo/. `rayalign config demo` prints the config.",
+    )
+    _add_overrides(demo)
+    demo.set_defaults(run=_demo)
+
+
+def _add_config(commands: argparse._SubParsersAction[_Parser]) -> None:
+    config = _command(
+        commands,
+        "config",
+        "validate a config and print it resolved, with every default",
+        "Validates a config and prints it resolved: every key, with its default where the file sets none. What is\n"
+        "printed is a config itself: `rayalign config a.yaml > b.yaml` gives the same run.",
+    )
+    _add_config_argument(config)
+    _add_overrides(config)
+    config.set_defaults(run=_config)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    doctor = _command(
+        commands,
+        "doctor",
+        "versions, devices, memory, disk, and what each config needs and whether it is there",
+        "Shows versions, devices, memory and disk; then for each config where its groups run and whether they fit this\n"
+        "machine (or the cluster at placement.address), and which data, models and packages it needs and whether they\n"
+        "are there. Starts nothing. Exit code 2 if a config cannot run.",
+    )
+    doctor.add_argument(
+        "configs", nargs="*", default=[], metavar="CONFIG", help='YAML files, or "demo", the built-in one (the default)'
+    )
+    # argparse cannot tell two lists apart; `_doctor` does.
+    doctor.usage = "rayalign doctor [-h] [CONFIG ...] [KEY=VALUE ...]"
+    doctor.set_defaults(run=_doctor)
+
+
+def _command(commands: argparse._SubParsersAction[_Parser], name: str, summary: str, description: str) -> _Parser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"{OVERRIDES}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help='a YAML file, or "demo", the built-in one')
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="for instance seed=1 or stages.sft.epochs=2"
-    )
+    words = "settings that take the place of the file's, for instance seed=1 or stages.sft.epochs=2"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=words)
 
 
 def _train(parsed: argparse.Namespace) -> None:
@@ -85,14 +168,18 @@ def _config(parsed: argparse.Namespace) -> None:
 def _doctor(parsed: argparse.Namespace) -> None:
     from rayalign.doctor import examine
 
-    configs = {name: _load(name, []) for name in parsed.configs or ["demo"]}
-    sys.exit(0 if examine(configs) else 2)
+    overrides = [word for word in parsed.configs if "=" in word and not Path(word).exists()]
+    names = [word for word in parsed.configs if word not in overrides] or ["demo"]
+    if not examine({name: _load(name, overrides) for name in names}):
+        sys.exit(2)
 
 
 def _load(name: str, overrides: Sequence[str]) -> RunConfig:
     if name == "demo" and not Path(name).exists():
         with as_file(files("rayalign.planted") / "demo.yaml") as path:
             return load_config(path, overrides)
+    if "=" in name and not Path(name).exists():
+        raise UserError(f"{name!r}: the config comes first, then KEY=VALUE: rayalign train configs/rft.yaml {name}")
     return load_config(name, overrides)
 
 

@@ -1,5 +1,7 @@
 """The errors a person meets. Each is one line: what, where, what to do."""
 
+import errno
+
 
 class RayalignError(Exception):
     """Something went wrong while running; the command exits with code 1."""
@@ -31,3 +33,13 @@ class SyncError(RayalignError):
 
 class StaleSamples(RayalignError):
     """Samples older than `max_staleness` policy versions reached an update."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed because there was no room: disk, quota or file-size limit.
+
+    safetensors and others wrap the system's error in their own, and leave only its text.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return any(f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))

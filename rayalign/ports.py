@@ -145,6 +145,12 @@ class RolloutWorker(Protocol):
     def load_checkpoint(self, path: str, *, version: int) -> None:
         """Takes the weights of a folder."""
 
+    def sleep(self) -> None:
+        """Frees the GPU, keeping the weights in host memory; called only where groups are colocated."""
+
+    def wake_up(self) -> None:
+        """Takes the GPU back, with the weights."""
+
 
 @runtime_checkable
 class RewardWorker(Protocol):

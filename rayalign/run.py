@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rayalign.actors.fleet import LocalFleet, RayFleet
+from safetensors import SafetensorError
+
+from rayalign.config.data import DataSource
 from rayalign.config.load import dump_config
 from rayalign.config.run import RunConfig
 from rayalign.config.stages import Stage
-from rayalign.engines.reward import RewardEngine
-from rayalign.engines.vllm_backend.sampler import VllmSampler
-from rayalign.errors import UserError
+from rayalign.errors import UserError, is_disk_full
 from rayalign.ports import Fleet
-from rayalign.report.plot import plot_run
+from rayalign.preflight.check import check_run, needs_of
 from rayalign.report.summary import summarise
 from rayalign.stages.context import Components, RunContext, write_json, written_aside
-from rayalign.stages.evaluate import run_evaluate
-from rayalign.stages.irl import run_irl
-from rayalign.stages.planted import run_planted
-from rayalign.stages.sample import run_sample
-from rayalign.stages.sft import run_sft
 from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
 
-RUNNERS: dict[str, Callable[[RunContext, Any], None]] = {
-    "planted": run_planted,
-    "sft": run_sft,
-    "sample": run_sample,
-    "irl": run_irl,
-    "evaluate": run_evaluate,
-}
-MIN_FREE_BYTES = 200 * 2**20
 DONE = "done.json"
+
+# What torch, vLLM and Ray take to import is paid when a run starts, not by the person who mistyped a path: the
+# functions below import what they need.
 
 
 def built_in() -> Components:
     """vLLM rollouts and a learned reward."""
+    from rayalign.engines.reward import RewardEngine
+    from rayalign.engines.vllm_backend.sampler import VllmSampler
+
     return Components(rollout=VllmSampler, reward=RewardEngine)
+
+
+def runners() -> dict[str, Callable[[RunContext, Any], None]]:
+    """What runs a stage, by its kind."""
+    from rayalign.stages.evaluate import run_evaluate
+    from rayalign.stages.irl import run_irl
+    from rayalign.stages.planted import run_planted
+    from rayalign.stages.sample import run_sample
+    from rayalign.stages.sft import run_sft
+
+    return {
+        "planted": run_planted,
+        "sft": run_sft,
+        "sample": run_sample,
+        "irl": run_irl,
+        "evaluate": run_evaluate,
+    }
 
 
 def run(config: RunConfig, components: Components | None = None) -> Path:
@@ -50,17 +58,20 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
 
     Raises UserError for what the user can mend, RayalignError for what failed on the way.
     """
-    folder = _prepare_folder(config)
-    resolved = config.model_dump(mode="json")
-    progress = Progress(config.telemetry.progress, sys.stderr)
+    folder = Path(config.run_dir).expanduser().absolute() / config.name
+    pending = [stage for stage in config.stages if not _is_done(config, folder, stage)]
+    own_reward = components is not None and components.reward is not built_in().reward
+    check_run(config, pending, learned_reward=not own_reward)
     try:
-        pending = [stage for stage in config.stages if not _is_done(folder, stage)]
+        _prepare_folder(config, folder)
+        progress = Progress(config.telemetry.progress, sys.stderr)
         _say_done(progress, config, pending)
+        resolved = config.model_dump(mode="json")
         with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
             _run_stages(config, components or built_in(), folder, pending, tracker, progress)
         _report(config, folder)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        if not is_disk_full(error):
             raise
         raise UserError(f"{folder}: the disk is full; free some space and run again, finished stages stay") from error
     return folder
@@ -87,46 +98,69 @@ def _run_stages(
 ) -> None:
     if not pending:
         return
-    staleness = max((getattr(stage, "max_staleness", 0) for stage in pending), default=0)
+    run_stage = runners()
     with progress.stage("placing the groups"):
-        placement = config.placement
-        local = placement.backend == "inprocess"
-        fleet: Fleet = (
-            LocalFleet(placement)
-            if local
-            else RayFleet(placement, max_staleness=staleness, actor_logs=config.telemetry.actor_logs)
-        )
+        fleet = _start_fleet(config)
     context = RunContext(config, folder, fleet, components, tracker, progress)
     try:
         for stage in pending:
-            RUNNERS[stage.kind](context, stage)
-            write_json(folder / stage.name / DONE, stage.model_dump(mode="json"))
+            run_stage[stage.kind](context, stage)
+            write_json(folder / stage.name / DONE, _settings(config, stage))
     finally:
         context.close_sampler()
         fleet.close()
 
 
-def _prepare_folder(config: RunConfig) -> Path:
-    folder = Path(config.run_dir) / config.name
+def _start_fleet(config: RunConfig) -> Fleet:
+    from rayalign.actors.fleet import LocalFleet, RayFleet
+
+    if config.placement.backend == "inprocess":
+        return LocalFleet(config.placement)
+    return RayFleet(
+        config.placement, max_staleness=config.max_staleness, actor_logs=config.telemetry.actor_logs
+    )
+
+
+def _prepare_folder(config: RunConfig, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with written_aside(folder / "config.yaml") as path:
             path.write_text(dump_config(config), encoding="utf-8")
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
+        if is_disk_full(error):
+            raise
         raise UserError(f"run_dir: {folder} cannot be written ({error.strerror}); choose another run_dir") from None
-    free = shutil.disk_usage(folder).free
-    if free < MIN_FREE_BYTES:
-        raise UserError(f"run_dir: {folder} has {free // 2**20} MiB free, and a run wants {MIN_FREE_BYTES // 2**20} MiB")
-    return folder.resolve()
 
 
-def _is_done(folder: Path, stage: Stage) -> bool:
+def _settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
+    """Everything in the config that a stage's artifacts depend on; how fast they are made is left out."""
+    found = stage.model_dump(mode="json")
+    if stage.kind == "planted":
+        return found
+    described = {"path", "tokenizer", "attention", "trust_remote_code"}
+    shared = {need.key: need.source for need in needs_of(config, stage) if not need.key.startswith("stages.")}
+    return {
+        **found,
+        "run.seed": config.seed,
+        "run.model": config.model.model_dump(mode="json", exclude=described),
+        "run.tokenizer": config.model.tokenizer or config.model.path,
+        "run.data": config.data.model_dump(mode="json", include={"chat_template", "overlong", "heldout_frac"}),
+        **{
+            f"run.{key}": source.model_dump(mode="json") if isinstance(source, DataSource) else source
+            for key, source in shared.items()
+        },
+    }
+
+
+def _is_done(config: RunConfig, folder: Path, stage: Stage) -> bool:
     """Whether a stage has finished with these settings. Raises UserError if it finished with others."""
     file = folder / stage.name / DONE
     if not file.exists():
         return False
-    before, now = json.loads(file.read_text(encoding="utf-8")), stage.model_dump(mode="json")
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    before, now = json.loads(file.read_text(encoding="utf-8")), _settings(config, stage)
+    changed = sorted(
+        key.removeprefix("run.") for key in before.keys() | now.keys() if before.get(key) != now.get(key)
+    )
     if changed:
         raise UserError(
             f"{file.parent}: stage {stage.name} finished here with another {', '.join(changed)}; "
@@ -143,6 +177,8 @@ def _say_done(progress: Progress, config: RunConfig, pending: list[Stage]) -> No
 
 def _report(config: RunConfig, folder: Path) -> None:
     """summary.json and plot.png from the last evaluation, if there was one."""
+    from rayalign.report.plot import plot_run
+
     results = latest_results(config, folder)
     if results is not None:
         write_json(folder / "summary.json", summarise(results, artifacts_of(config, folder)))

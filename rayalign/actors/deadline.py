@@ -23,7 +23,9 @@ def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> lis
 
 def failure(error: BaseException, what: str) -> RayalignError:
     """What a failed remote call means to a person: our own errors as they are, others with actor and phase."""
-    cause = error.cause if isinstance(error, RayTaskError) else None
+    cause: BaseException | None = error  # Ray Train hands over what a worker raised as it is
+    if isinstance(error, RayError):
+        cause = error.cause if isinstance(error, RayTaskError) else None
     if isinstance(cause, RayalignError):
         return type(cause)(*cause.args)
     if cause is not None and is_disk_full(cause):

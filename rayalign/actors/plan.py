@@ -124,4 +124,4 @@ def _shortage(
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:.3g} {kind}" for kind, amount in resources.items() if amount or kind == "CPU")
+    return ", ".join(f"{round(amount, 2):g} {kind}" for kind, amount in resources.items() if amount or kind == "CPU")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 class Strict(BaseModel):
@@ -14,7 +15,9 @@ class Strict(BaseModel):
 
 
 def _number_written_as_text(value: object) -> object:
-    """YAML 1.1 reads `1e-4` as text; people mean the number."""
+    """YAML 1.1 reads `1e-4` as text; people mean the number. It reads `yes` as true, which is none."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "expected a number")
     if isinstance(value, str):
         try:
             return float(value)
@@ -23,12 +26,20 @@ def _number_written_as_text(value: object) -> object:
     return value
 
 
+def _whole_number_written_as_text(value: object) -> object:
+    """As above, for `1e3`."""
+    number = _number_written_as_text(value)
+    return int(number) if isinstance(number, float) and number.is_integer() else value
+
+
 Number = Annotated[float, BeforeValidator(_number_written_as_text)]
+Whole = Annotated[int, BeforeValidator(_whole_number_written_as_text)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+# A count above this is a slip of the keyboard, and more than the libraries below take.
+PositiveInt = Annotated[Whole, Field(gt=0, le=2**31 - 1)]
+NonNegativeInt = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 
 REFERENCE = "stage:"
 

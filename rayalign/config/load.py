@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from rayalign.config.explain import did_you_mean, first_fault, stage_name
 from rayalign.config.run import RunConfig
 from rayalign.errors import ConfigError
+
+MERGE = "tag:yaml.org,2002:merge"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -18,15 +22,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError for a missing or malformed file and for values that do not fit.
     """
-    return parse_config(_apply(_read(Path(path)), overrides), source=str(path))
+    return _validate(_apply(_read(Path(path)), overrides), str(path), overrides)
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
     """Validates plain values, such as a dictionary written in Python."""
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_one_line(error, values, source)) from None
+    return _validate(values, source, ())
 
 
 def dump_config(config: RunConfig) -> str:
@@ -34,33 +35,95 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _validate(values: dict[str, Any], source: str, overrides: Sequence[str]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        fault = first_fault(error, RunConfig, values)
+    # Who wrote the faulty value: the last override of this key, or the file.
+    blamed = next((o for o in reversed(overrides) if _sets(o, fault.key)), None)
+    if blamed and blamed.partition("=")[0] == fault.key:
+        fault = replace(fault, key="")  # the override names it
+    raise ConfigError(fault.line(f"override {blamed!r}" if blamed else source))
+
+
+def _sets(override: str, key: str) -> bool:
+    written = override.partition("=")[0]
+    return bool(key) and (key == written or key.startswith(f"{written}.") or written.startswith(f"{key}."))
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's own, except that a key written twice is an error; there the last one wins without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[Hashable, int] = {}
+        for key_node, _ in node.value:
+            key = None if key_node.tag == MERGE else self.construct_object(key_node, deep=True)
+            if key is None or not isinstance(key, Hashable):
+                continue
+            if key in lines:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key!r} is set twice, first in line {lines[key]}; remove one",
+                    problem_mark=key_node.start_mark,
+                )
+            lines[key] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep=deep)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    """Raises ConfigError with the line for text that is no YAML."""
+    try:
+        # Values that an alias repeats must not change together when an override changes one.
+        return _unshared(yaml.load(text, _Loader))  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise ConfigError(f"{where}: not valid YAML ({_brief(error.problem or error.context)})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML ({_brief(error)})") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: an alias contains itself, or nesting is too deep; write it out") from None
+    except (ValueError, OverflowError, AttributeError) as error:  # a date that is none, an int without digits
+        raise ConfigError(f"{source}: a value cannot be read ({_brief(error)}); put it in quotes") from None
+
+
+def _unshared(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(value) for value in node] if isinstance(node, list) else node
+
+
+def _brief(error: object) -> str:
+    return " ".join(str(error).split())[:160]
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no such file; give the path of a YAML config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a folder; give the path of a YAML config") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not text in UTF-8 ({error.reason}); give a YAML config") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ConfigError(f"{path}: cannot be read ({_brief(error)}); check its permissions") from None
+    values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top level, found {type(values).__name__}")
+        found = "nothing" if values is None else type(values).__name__
+        raise ConfigError(f"{path}: expected keys and values at the top level, found {found}")
     return values
 
 
 def _apply(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{override!r}: an override is written key.sub=value")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"{override!r}: an override is written key.sub=value, for instance seed=1")
         try:
-            value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError:
-            raise ConfigError(f"{override!r}: the value is not valid YAML; quote it") from None
+            value = _parse_yaml(text, "value") if text else None
+        except ConfigError:
+            raise ConfigError(f"{override!r}: the value is not valid YAML; quote it, as in key='\"text\"'") from None
         _set(values, key, key.split("."), value)
     return values
 
@@ -83,45 +146,11 @@ def _set(node: Any, full_key: str, parts: list[str], value: Any) -> None:
 
 
 def _place_in_list(node: list[Any], full_key: str, head: str) -> int:
-    names = [_stage_name(item) for item in node]
+    names = [stage_name(item) for item in node]
     if head in names:
         return names.index(head)
-    if head.isdigit() and int(head) < len(node):
+    if head.isdecimal() and int(head) < len(node):
         return int(head)
-    known = ", ".join(name for name in names if name) or f"0 to {len(node) - 1}"
-    raise ConfigError(f"{full_key}: no entry {head!r} in the list (there are: {known})")
-
-
-def _stage_name(item: Any) -> str | None:
-    if not isinstance(item, dict):
-        return None
-    return item.get("name") or ("world" if item.get("kind") == "planted" else item.get("kind"))
-
-
-def _one_line(error: ValidationError, values: dict[str, Any], source: str) -> str:
-    """The first fault as `file: key: what is wrong`, and how many more there are."""
-    faults = error.errors()
-    first = faults[0]
-    key = ".".join(_path_names(first["loc"], values)) or "config"
-    message = {
-        "extra_forbidden": "unknown key; check the spelling, or remove it",
-        "missing": "required, but not set",
-    }.get(first["type"], first["msg"].removeprefix("Value error, "))
-    shown = "" if first["type"] in {"missing", "extra_forbidden", "value_error"} else f" (got {first['input']!r})"
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    line = f"{source}: {key}: {message}{shown}{more}" if first["loc"] else f"{source}: {message}{more}"
-    return " ".join(line.split())
-
-
-def _path_names(location: tuple[int | str, ...], values: dict[str, Any]) -> list[str]:
-    """pydantic's location with stage names in place of list positions and union tags."""
-    names: list[str] = []
-    stages = values.get("stages")
-    for position, part in enumerate(location):
-        if position == 1 and location[0] == "stages" and isinstance(part, int) and isinstance(stages, list):
-            names.append(_stage_name(stages[part]) or str(part))
-        elif position == 2 and location[0] == "stages":
-            continue  # the union's tag
-        else:
-            names.append(str(part))
-    return names
+    known = [name for name in names if name] or [str(number) for number in range(len(node))]
+    there = f"there are: {', '.join(known)}" if known else "it is empty"
+    raise ConfigError(f"{full_key}: no entry {head!r} in the list ({there}){did_you_mean(head, known)}")

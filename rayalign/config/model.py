@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from rayalign.config.base import (
     Fraction,
@@ -15,6 +15,18 @@ from rayalign.config.base import (
     PositiveInt,
     Strict,
 )
+
+# Keys of a DeepSpeed config that are made from settings of our own.
+DEEPSPEED_OWNERS = {
+    "train_batch_size": "a stage's batch_size",
+    "train_micro_batch_size_per_gpu": "learner.micro_batch_tokens",
+    "gradient_accumulation_steps": "learner.micro_batch_tokens",
+    "gradient_clipping": "optimizer.clip_norm",
+    "optimizer": "a stage's optimizer",
+    "scheduler": "optimizer.schedule",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+}
 
 
 class LoraConfig(Strict):
@@ -36,6 +48,12 @@ class ModelConfig(Strict):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     lora: LoraConfig | None = None
     trust_remote_code: bool = Field(False, description="run code that a model's folder brings; off unless you trust it")
+
+    @model_validator(mode="after")
+    def _flash_attention_is_half(self) -> ModelConfig:
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError("attention flash_attention_2 has no float32; set dtype to bfloat16, or attention to sdpa")
+        return self
 
 
 class OptimizerConfig(Strict):
@@ -59,3 +77,20 @@ class LearnerConfig(Strict):
     gradient_checkpointing: bool = False
     logprob_chunk_tokens: PositiveInt = Field(4096, description="tokens whose logits exist at one time")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="further keys of a DeepSpeed config")
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _each_fact_has_one_owner(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        for key in keys:
+            if key in DEEPSPEED_OWNERS:
+                raise ValueError(f"{key} follows from {DEEPSPEED_OWNERS[key]}; remove it here")
+        return keys
+
+    @model_validator(mode="after")
+    def _one_zero_stage(self) -> LearnerConfig:
+        zero = self.deepspeed.get("zero_optimization")
+        if zero is not None and (not isinstance(zero, dict) or zero.get("stage") != self.zero_stage):
+            raise ValueError(
+                f"deepspeed.zero_optimization replaces ours: set stage: {self.zero_stage} in it, as zero_stage says"
+            )
+        return self

@@ -28,6 +28,8 @@ class RolloutPlacement(GroupPlacement):
             raise ValueError(
                 f"gpus ({self.gpus}) must be a multiple of tensor_parallel ({self.tensor_parallel}); change one of them"
             )
+        if self.tensor_parallel > 1 and not self.gpus:
+            raise ValueError(f"tensor_parallel ({self.tensor_parallel}) splits a model over GPUs; set gpus, or leave it 1")
         return self
 
 
@@ -64,4 +66,38 @@ class PlacementConfig(Strict):
         gpus = {self.rollout.gpus, self.reward.gpus, self.policy.gpus}
         if self.colocate and (0 in gpus or len(gpus) > 1):
             raise ValueError("colocate needs the same number of gpus (at least 1) in rollout, reward and policy")
+        if self.colocate and self.rollout.tensor_parallel > 1:
+            raise ValueError("colocate puts one worker of each group on a GPU; set rollout.tensor_parallel to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_on_one_kind_of_device(self) -> PlacementConfig:
+        gpus = {"policy": self.policy.gpus, "rollout": self.rollout.gpus, "reward": self.reward.gpus}
+        if bool(self.policy.gpus) != bool(self.rollout.gpus) or (self.reward.gpus and not self.policy.gpus):
+            raise ValueError(
+                f"{', '.join(f'{role}.gpus is {n}' for role, n in gpus.items())}: policy and rollout run both on GPUs "
+                "or both without, and reward has GPUs only where they have"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_travel(self) -> PlacementConfig:
+        if self.weight_sync == "nccl" and (self.colocate or not self.policy.gpus):
+            raise ValueError("weight_sync nccl is for groups on GPUs of their own; leave it at auto")
+        if self.weight_sync == "ipc" and not self.colocate:
+            raise ValueError("weight_sync ipc is for colocated groups; set colocate, or leave it at auto")
+        return self
+
+    @model_validator(mode="after")
+    def _in_process_is_alone(self) -> PlacementConfig:
+        if self.backend != "inprocess":
+            return self
+        if self.address is not None:
+            raise ValueError("backend inprocess joins no cluster; remove address, or set backend to ray")
+        for role, group in (("policy", self.policy), ("reward", self.reward), ("rollout", self.rollout)):
+            if group.gpus > 1 or (group.workers or 1) > 1:
+                raise ValueError(
+                    f"backend inprocess runs one worker a group; set {role}.gpus and {role}.workers to at most 1, "
+                    "or backend to ray"
+                )
         return self

@@ -1,14 +1,17 @@
-"""The root of the configuration."""
+"""The root of the configuration, and the rules between its parts."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
 from rayalign.config.base import NonNegativeInt, Strict, stage_reference
 from rayalign.config.data import DataConfig
+from rayalign.config.explain import did_you_mean
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.config.placement import PlacementConfig
-from rayalign.config.stages import Stage
+from rayalign.config.stages import EvaluateStage, IrlStage, SampleStage, SftStage, Stage
 from rayalign.config.telemetry import TelemetryConfig
 
 
@@ -16,7 +19,7 @@ class RunConfig(Strict):
     """A run: a model, its data, where it runs, and the list of stages."""
 
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    run_dir: str = Field("runs", description="the folder that holds run folders; this run writes to RUN_DIR/NAME")
+    run_dir: str = Field("runs", min_length=1, description="holds run folders; this run writes to RUN_DIR/NAME")
     seed: NonNegativeInt = 0
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -25,42 +28,105 @@ class RunConfig(Strict):
     telemetry: TelemetryConfig = TelemetryConfig()
     stages: list[Stage] = Field(min_length=1)
 
+    @property
+    def max_staleness(self) -> int:
+        """The most that any stage allows."""
+        return max((stage.max_staleness for stage in self.stages if isinstance(stage, IrlStage)), default=0)
+
     @model_validator(mode="after")
     def _references_point_backwards(self) -> RunConfig:
-        earlier: list[str] = []
+        earlier: list[Stage] = []
         for stage in self.stages:
-            if stage.name in earlier:
+            names = [other.name for other in earlier]
+            if stage.name in names:
                 raise ValueError(f"two stages are named {stage.name!r}; give one another name")
             for key, location in stage.locations().items():
                 reference = stage_reference(location)
-                if reference and reference[0] not in earlier:
-                    known = ", ".join(f"stage:{name}" for name in earlier) or "none"
+                if reference and reference[0] not in names:
+                    known = ", ".join(f"stage:{name}" for name in names) or "none"
                     raise ValueError(
                         f"stages.{stage.name}.{key}: {location} names no earlier stage (earlier stages: {known})"
+                        f"{did_you_mean(reference[0], names)}"
                     )
-            earlier.append(stage.name)
+                _check_artifact(f"stages.{stage.name}.{key}", location, earlier)
+            earlier.append(stage)
         return self
 
     @model_validator(mode="after")
     def _shared_references_are_stages(self) -> RunConfig:
-        names = {stage.name for stage in self.stages}
+        names = sorted(stage.name for stage in self.stages)
         shared = {"model.path": self.model.path, "model.tokenizer": self.model.tokenizer}
-        for key in ("demonstrations", "preferences", "prompts", "heldout_demonstrations"):
-            source = getattr(self.data, key)
+        data = self.data
+        for key, source in (
+            ("demonstrations", data.demonstrations),
+            ("preferences", data.preferences),
+            ("prompts", data.prompts),
+            ("heldout_demonstrations", data.heldout_demonstrations),
+        ):
             shared[f"data.{key}.path"] = source.path if source else None
         for key, location in shared.items():
             reference = stage_reference(location) if location else None
-            if reference and reference[0] not in names:
-                raise ValueError(f"{key}: {location} names no stage of this run (stages: {', '.join(sorted(names))})")
+            if location and reference and reference[0] not in names:
+                raise ValueError(
+                    f"{key}: {location} names no stage of this run (stages: {', '.join(names)})"
+                    f"{did_you_mean(reference[0], names)}"
+                )
+            _check_artifact(key, location or "", self.stages)
         return self
 
     @model_validator(mode="after")
     def _samples_fit_the_context(self) -> RunConfig:
         for stage in self.stages:
-            sampling = getattr(stage, "sampling", None)
-            if sampling is not None and sampling.max_new_tokens >= self.model.max_length:
+            if not isinstance(stage, (SampleStage, IrlStage, EvaluateStage)):
+                continue
+            if stage.sampling.max_new_tokens >= self.model.max_length:
                 raise ValueError(
-                    f"stages.{stage.name}.sampling.max_new_tokens ({sampling.max_new_tokens}) leaves no room for a "
-                    f"prompt in model.max_length ({self.model.max_length}); lower the one or raise the other"
+                    f"stages.{stage.name}.sampling.max_new_tokens ({stage.sampling.max_new_tokens}) leaves no room for "
+                    f"a prompt in model.max_length ({self.model.max_length}); lower the one or raise the other"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _new_models_are_long_enough(self) -> RunConfig:
+        for stage in self.stages:
+            positions = (stage.scratch or {}).get("max_position_embeddings") if isinstance(stage, SftStage) else None
+            if isinstance(positions, (int, float)) and positions < self.model.max_length:
+                raise ValueError(
+                    f"stages.{stage.name}.scratch.max_position_embeddings ({positions:g}) is below model.max_length "
+                    f"({self.model.max_length}); lower the one or raise the other"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_keep_their_reference(self) -> RunConfig:
+        for stage in self.stages:
+            if self.model.lora and isinstance(stage, IrlStage) and stage.improve.reference == "round":
+                raise ValueError(
+                    f"stages.{stage.name}.improve.reference: with model.lora the reference is the model without its "
+                    "adapter, which does not move; set it to start, or remove lora"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_that_overlap_have_devices(self) -> RunConfig:
+        if self.max_staleness and self.placement.colocate:
+            raise ValueError(
+                "placement.colocate: groups on the same GPUs take turns, and max_staleness 1 lets them work at the same "
+                "time; set max_staleness to 0, or give each group its own GPUs"
+            )
+        return self
+
+
+def _check_artifact(key: str, location: str, stages: Sequence[Stage]) -> None:
+    """Raises ValueError where a reference names what its stage does not write."""
+    reference = stage_reference(location)
+    stage = next((s for s in stages if reference and s.name == reference[0]), None)
+    if reference is None or stage is None:
+        return
+    artifact = reference[1].split("/")[0]
+    if artifact not in stage.artifacts():
+        there = ", ".join(f"stage:{stage.name}/{name}" for name in stage.artifacts())
+        raise ValueError(
+            f"{key}: {location} is nothing that stage {stage.name} writes (there are: {there})"
+            f"{did_you_mean(artifact, stage.artifacts())}"
+        )

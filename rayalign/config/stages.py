@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayalign.config.base import (
     Location,
@@ -17,6 +17,8 @@ from rayalign.config.base import (
 )
 from rayalign.config.data import DataSource
 from rayalign.config.model import OptimizerConfig
+
+RESERVED = ("tensorboard", "wandb", "mlflow")  # folders that the trackers write beside the stages'
 
 
 class SamplingConfig(Strict):
@@ -31,7 +33,20 @@ class SamplingConfig(Strict):
 class StageBase(Strict):
     """A stage writes artifacts into RUN/NAME; later stages refer to them as stage:NAME/ARTIFACT."""
 
+    ARTIFACTS: ClassVar[tuple[str, ...]] = ()
+
     name: str = Field(pattern="^[a-z0-9][a-z0-9_-]*$")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_free(cls, name: str) -> str:
+        if name in RESERVED:
+            raise ValueError(f"{name} is a folder of the run's own; give the stage another name")
+        return name
+
+    def artifacts(self) -> tuple[str, ...]:
+        """What this stage writes, as stage:NAME/ARTIFACT names it."""
+        return self.ARTIFACTS
 
     def locations(self) -> dict[str, str]:
         """Every artifact or path this stage reads, by the key that names it."""
@@ -39,11 +54,12 @@ class StageBase(Strict):
 
 
 class PlantedStage(StageBase):
-    """Writes a small text world with a known expert and a known reward.
+    """Writes a small text world with a known expert and a known reward. Artifacts: data files and `tokenizer`."""
 
-    Artifacts: `pretrain.jsonl`, `shift.jsonl` (low), `demonstrations.jsonl`, `heldout_demonstrations.jsonl`,
-    `preferences.jsonl`, `heldout_preferences.jsonl`, `prompts.jsonl`, `eval_prompts.jsonl`, `world.json`, `tokenizer`.
-    """
+    ARTIFACTS = (
+        "pretrain.jsonl", "shift.jsonl", "demonstrations.jsonl", "heldout_demonstrations.jsonl", "preferences.jsonl",
+        "heldout_preferences.jsonl", "prompts.jsonl", "eval_prompts.jsonl", "world.json", "tokenizer",
+    )  # fmt: skip
 
     kind: Literal["planted"] = "planted"
     name: str = "world"
@@ -56,9 +72,15 @@ class PlantedStage(StageBase):
     num_eval_prompts: PositiveInt = 500
     kappa: Positive = Field(10.0, description="how sharply preferences follow the golden reward")
 
+    def artifacts(self) -> tuple[str, ...]:
+        """Only the low base is shifted."""
+        return tuple(name for name in self.ARTIFACTS if self.variant == "low" or name != "shift.jsonl")
+
 
 class SftStage(StageBase):
     """Maximum likelihood on demonstrations (forward KL). Artifact: `policy`."""
+
+    ARTIFACTS = ("policy",)
 
     kind: Literal["sft"] = "sft"
     name: str = "sft"
@@ -86,6 +108,8 @@ class SftStage(StageBase):
 
 class SampleStage(StageBase):
     """Draws n responses per prompt. Artifact: `samples.jsonl` (prompt, response, ended, logprob)."""
+
+    ARTIFACTS = ("samples.jsonl",)
 
     kind: Literal["sample"] = "sample"
     name: str = "sample"
@@ -154,12 +178,23 @@ class PolicyStepConfig(Strict):
     importance: ImportanceConfig = ImportanceConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
 
+    @model_validator(mode="after")
+    def _a_minibatch_holds_a_prompt(self) -> PolicyStepConfig:
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(
+                f"minibatches ({self.minibatches}) are more than prompts_per_step ({self.prompts_per_step}), and a "
+                "prompt's group is never torn apart; lower the one or raise the other"
+            )
+        return self
+
 
 class IrlStage(StageBase):
     """The alternation: the reward learns to tell demonstrations from the policy's samples, the policy follows it.
 
     RFT, From Demonstrations to Rewards. Artifacts: `policy`, `reward`.
     """
+
+    ARTIFACTS = ("policy", "reward")
 
     kind: Literal["irl"] = "irl"
     name: str = "irl"
@@ -177,6 +212,15 @@ class IrlStage(StageBase):
     golden: Literal["planted"] | None = Field(None, description="a known reward, shown and never trained on")
     save_every: PositiveInt = Field(1, description="rounds between saved models")
 
+    @model_validator(mode="after")
+    def _samples_are_the_policys(self) -> IrlStage:
+        if self.sampling.top_p < 1:
+            raise ValueError(
+                f"sampling.top_p ({self.sampling.top_p:g}) cuts the distribution that the policy is trained on; "
+                "set it to 1 here (evaluate may have its own)"
+            )
+        return self
+
     def locations(self) -> dict[str, str]:
         found = {"policy": self.policy, "reward.init": self.reward.init}
         return found | {f"reward.negatives.{i}": path for i, path in enumerate(self.reward.negatives)}
@@ -185,9 +229,11 @@ class IrlStage(StageBase):
 class EvaluateStage(StageBase):
     """Samples each model on held-out prompts, at each temperature. Artifacts: `results.json`, `samples.jsonl`."""
 
+    ARTIFACTS = ("results.json", "samples.jsonl")
+
     kind: Literal["evaluate"] = "evaluate"
     name: str = "evaluate"
-    models: dict[str, Location]
+    models: dict[str, Location] = Field(min_length=1)
     prompts: DataSource | None = Field(None, description="data.prompts if unset")
     num_prompts: PositiveInt = 500
     num_per_prompt: PositiveInt = Field(1, description="two or more tell how well the reward ranks a model's samples")
@@ -197,6 +243,12 @@ class EvaluateStage(StageBase):
     reward: Location | None = Field(None, description="a learned reward that scores the samples too")
     preferences: DataSource | None = Field(None, description="held-out pairs for the reward's accuracy")
     golden: Literal["planted"] | None = Field(None, description="a known reward, shown and never trained on")
+
+    @model_validator(mode="after")
+    def _preferences_have_a_judge(self) -> EvaluateStage:
+        if self.preferences is not None and self.reward is None:
+            raise ValueError("preferences are for the learned reward's accuracy; set reward, or remove preferences")
+        return self
 
     def locations(self) -> dict[str, str]:
         found = {f"models.{name}": path for name, path in self.models.items()}

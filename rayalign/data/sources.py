@@ -22,6 +22,7 @@ from rayalign.errors import ConfigError, DataError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 _SPLIT_WORDS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+_OTHER_FILES = {".csv", ".tsv", ".txt", ".arrow", ".gz", ".zip", ".tar", ".yaml", ".xlsx", ".bin", ".gguf"}
 _NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 
 
@@ -48,13 +49,20 @@ def read_rows(source: DataSource, *, resolve: Callable[[str], Path | str]) -> It
     return _renamed(_some(islice(rows, source.limit), source.path), source.columns)
 
 
+def could_be_hub_name(location: str) -> bool:
+    """Whether a location that is not on this disk may be a data set (or a model) of the Hugging Face hub."""
+    path = Path(location)
+    named_as_file = data_suffix(path) is not None or path.suffix.lower() in _OTHER_FILES
+    return not named_as_file and _HUB_NAME.fullmatch(location) is not None
+
+
 def _open(location: Path | str, source: DataSource) -> Iterator[PlacedRow]:
     path = Path(location).expanduser()
     if os.path.isdir(path):
         return _read_folder(path, source.split)
     if os.path.isfile(path):
         return read_file(path)
-    if isinstance(location, str) and data_suffix(path) is None and _HUB_NAME.fullmatch(location):
+    if isinstance(location, str) and could_be_hub_name(location):
         return _read_hub(location, source)
     raise DataError(f"{location}: no such file or folder; check the path, which is relative to {Path.cwd()}")
 

@@ -48,14 +48,19 @@ class RunContext:
         return self.folder / name
 
     def locate(self, location: str) -> str:
-        """The path of an artifact, or the location itself if it names none. Raises UserError if it is not there."""
+        """The path of an artifact, of a file or folder here, or else the location itself: a name of the hub.
+
+        Raises UserError for an artifact that is not there.
+        """
         reference = stage_reference(location)
         if reference is None:
-            return os.path.expanduser(location)
-        path = self.folder.joinpath(*reference)
-        if not path.exists():
-            raise UserError(f"{location}: stage {reference[0]} left no {reference[1]!r} in {path.parent}")
-        return str(path)
+            path = os.path.expanduser(location)
+            # Ray Train's workers run in a folder of their own: a relative path would name nothing there.
+            return os.path.abspath(path) if os.path.exists(path) else location
+        artifact = self.folder.joinpath(*reference)
+        if not artifact.exists():
+            raise UserError(f"{location}: stage {reference[0]} left no {reference[1]!r} in {artifact.parent}")
+        return str(artifact)
 
     @property
     def tokenizer_path(self) -> str:
@@ -76,7 +81,9 @@ class RunContext:
         if self._sampler is None or shape != self._sampler_shape:
             self.close_sampler()
             with self.progress.stage("starting vLLM"):
-                self._sampler = RolloutGroup(self._start_sampler(path))
+                self._sampler = RolloutGroup(
+                    self._start_sampler(path), colocated=self.config.placement.colocate
+                )
             self._sampler_shape = shape
         else:
             self._sampler.load_checkpoint(path)

@@ -23,31 +23,52 @@ class PendingRollouts:
     """Samples being drawn."""
 
     _pending: Pending[Stored[Rollout]]
+    _group: RolloutGroup
 
     def result(self) -> StoredRollouts:
         """One stored rollout a worker, in the order of the prompts."""
-        return self._pending.result()
+        rollouts = self._pending.result()
+        self._group.sleep()
+        return rollouts
 
 
 class RolloutGroup:
-    """Draws samples on all replicas; each takes its share of the prompts."""
+    """Draws samples on all replicas; each takes its share of the prompts.
 
-    def __init__(self, workers: Workers[RolloutWorker]) -> None:
+    Colocated with the other groups, the replicas sleep (vLLM's sleep mode) from the end of a generation until they are
+    needed again, so that the trainers have the GPUs to themselves.
+    """
+
+    def __init__(self, workers: Workers[RolloutWorker], *, colocated: bool = False) -> None:
         self.workers = workers
+        self._colocated, self._asleep = colocated, False
 
     def submit(
         self, prompts: TokenizedPrompts, sampling: SamplingConfig, *, num_per_prompt: int, seed: int
     ) -> PendingRollouts:
         """Starts drawing; the samples carry the version that the replicas hold."""
+        self.wake_up()
         shares = np.array_split(np.arange(len(prompts)), min(len(self.workers), len(prompts)))
         arguments = [(prompts.take(rows), sampling, num_per_prompt, seed) for rows in shares]
-        return PendingRollouts(self.workers.submit(_generate, arguments, phase="generate"))
+        return PendingRollouts(self.workers.submit(_generate, arguments, phase="generate"), self)
 
     def generate(
         self, prompts: TokenizedPrompts, sampling: SamplingConfig, *, num_per_prompt: int, seed: int
     ) -> StoredRollouts:
         """As `submit`, waiting for all."""
         return self.submit(prompts, sampling, num_per_prompt=num_per_prompt, seed=seed).result()
+
+    def wake_up(self) -> None:
+        """Before generating or taking weights; nothing where the replicas do not sleep."""
+        if self._asleep:
+            self.workers.submit(_wake_up, [()] * len(self.workers), phase="wake up").result()
+            self._asleep = False
+
+    def sleep(self) -> None:
+        """Leaves the GPUs to the trainers, if they share them."""
+        if self._colocated and not self._asleep:
+            self.workers.submit(_sleep, [()] * len(self.workers), phase="sleep").result()
+            self._asleep = True
 
     def fetch(self, rollouts: StoredRollouts) -> Rollout:
         """Brings small rollouts here, as one; for evaluation and probes, never for training."""
@@ -61,6 +82,7 @@ class RolloutGroup:
 
     def load_checkpoint(self, path: str) -> None:
         """All replicas take the weights of a folder, as version 0."""
+        self.wake_up()
         self.workers.submit(_load, [(path,)] * len(self.workers), phase="load a checkpoint").result()
 
     def reports(self) -> list[WeightReport]:
@@ -113,6 +135,7 @@ class PolicyGroup:
 
     def sync(self) -> None:
         """Sends the weights to all replicas. Raises SyncError unless each reports this version and these weights."""
+        self._rollout.wake_up()
         sent: WeightReport = _on_all(self.workers, _sync, (), f"sync v{self.version}")[0]
         reports = self._rollout.reports()
         held = {(r.version, r.digest) for r in reports}
@@ -155,6 +178,14 @@ def _generate(
     worker: RolloutWorker, prompts: TokenizedPrompts, sampling: SamplingConfig, num_per_prompt: int, seed: int
 ) -> Any:
     return worker.generate(prompts, sampling, num_per_prompt=num_per_prompt, seed=seed)
+
+
+def _sleep(worker: RolloutWorker) -> None:
+    worker.sleep()
+
+
+def _wake_up(worker: RolloutWorker) -> None:
+    worker.wake_up()
 
 
 def _load(worker: RolloutWorker, path: str) -> None:

@@ -6,15 +6,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from rayalign import __version__
+from rayalign.config.data import DataSource
 from rayalign.config.stages import SftStage
-from rayalign.data.cursor import Cursor
+from rayalign.data import shapes
+from rayalign.data.cursor import Cursor, StreamingRows
 from rayalign.data.fingerprint import fingerprint
+from rayalign.data.sources import read_rows
+from rayalign.data.template import Template, load_tokenizer
+from rayalign.data.tokenize import tokenize_demonstrations
 from rayalign.engines.sft import SftEngine
 from rayalign.errors import DataError
 from rayalign.ports import SftSetup
@@ -24,14 +30,58 @@ from rayalign.telemetry.metrics import Metrics, values
 from rayalign.types import Sequences
 
 
+class Batches(Protocol):
+    """Where a rank's batches come from; every rank is given the same ones and takes its share of each."""
+
+    def batches(self) -> Iterator[Sequences]:
+        """Endless batches."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Shuffled batches of sequences that are all here."""
+
+    sequences: Sequences
+    batch_size: int
+    seed: int
+
+    def batches(self) -> Iterator[Sequences]:
+        """Epoch after epoch, each in an order of its own."""
+        cursor = Cursor(len(self.sequences), seed=self.seed, fingerprint=fingerprint(self.sequences))
+        while True:
+            yield self.sequences.take(cursor.take(self.batch_size))
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Batches of a source that is read and tokenised as it goes, in its own order, on every rank."""
+
+    source: DataSource  # its path resolved
+    tokenizer: str
+    trust_remote_code: bool
+    chat_template: str | None
+    max_length: int
+    overlong: Literal["error", "drop", "truncate"]
+    batch_size: int
+
+    def batches(self) -> Iterator[Sequences]:
+        """Epoch after epoch; a batch may be smaller where rows are dropped."""
+        tokenizer = load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)
+        template = Template(tokenizer, self.chat_template)
+        rows = StreamingRows(lambda: shapes.demonstrations(read_rows(self.source, resolve=str)))
+        while True:
+            places, batch = zip(*rows.take(self.batch_size), strict=True)
+            yield tokenize_demonstrations(
+                batch, template, max_length=self.max_length, overlong=self.overlong, places=places
+            )
+
+
 @dataclass(frozen=True)
 class SftJob:
     """What each rank is sent."""
 
     setup: SftSetup
-    sequences: Sequences
-    batch_size: int
-    seed: int
+    data: Batches
     folder: str
 
 
@@ -40,16 +90,16 @@ def run_sft(context: RunContext, stage: SftStage) -> None:
     source = stage.data or context.config.data.demonstrations
     if source is None:
         raise DataError(f"stage {stage.name} needs rows to fit: set data.demonstrations, or the stage's data")
-    sequences = sequences_of(context, source)
+    data, num_steps = _data(context, stage, source)
     target = context.stage_folder(stage.name) / "policy"
-    cached = _cache_folder(context, stage, sequences) if stage.cache else None
+    cached = _cache_folder(context, stage, data.sequences) if stage.cache and isinstance(data, InMemory) else None
     if cached and cached.exists():
         context.progress.say(f"{stage.name}: taken from {cached}, made earlier with the same data and settings")
         with written_aside(target) as folder:
             shutil.copytree(cached, folder)
         return
     with written_aside(target) as folder:
-        _fit(context, stage, sequences, folder)
+        _fit(context, stage, SftJob(_setup(context, stage, num_steps), data, str(folder)))
         context.template().save_tokenizer(folder)
         if cached:
             with written_aside(cached) as copy:
@@ -57,20 +107,39 @@ def run_sft(context: RunContext, stage: SftStage) -> None:
 
 
 def fit(job: SftJob, report: Callable[[Any], None]) -> None:
-    """One rank's work: every rank draws the same batches and takes its share of each."""
+    """One rank's work, to its end."""
     engine = SftEngine(job.setup)
-    cursor = Cursor(len(job.sequences), seed=job.seed, fingerprint=fingerprint(job.sequences))
-    for _ in range(job.setup.total_steps):
-        report(engine.fit(job.sequences.take(cursor.take(job.batch_size))))
+    for batch in islice(job.data.batches(), job.setup.total_steps):
+        report(engine.fit(batch))
     engine.save(job.folder)
 
 
-def _fit(context: RunContext, stage: SftStage, sequences: Sequences, folder: Path) -> None:
+def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Batches, int]:
+    """Where batches come from, and how many optimiser steps there are."""
+    if source.streaming:
+        if stage.max_steps is None:
+            raise DataError(f"stage {stage.name}: streaming data has no known length; set max_steps")
+        data = context.config.data
+        streamed = Streamed(
+            source=source.model_copy(update={"path": context.locate(source.path)}),
+            tokenizer=context.tokenizer_path,
+            trust_remote_code=context.config.model.trust_remote_code,
+            chat_template=data.chat_template,
+            max_length=context.config.model.max_length,
+            overlong=data.overlong,
+            batch_size=stage.batch_size,
+        )
+        return streamed, stage.max_steps
+    sequences = sequences_of(context, source)
     batch_size = min(stage.batch_size, len(sequences))
-    total_steps = stage.epochs * -(-len(sequences) // batch_size)
-    total_steps = min(total_steps, stage.max_steps or total_steps)
+    num_steps = stage.epochs * -(-len(sequences) // batch_size)
+    in_memory = InMemory(sequences, batch_size, context.config.seed)
+    return in_memory, min(num_steps, stage.max_steps or num_steps)
+
+
+def _setup(context: RunContext, stage: SftStage, total_steps: int) -> SftSetup:
     path = context.locate(stage.policy or context.config.model.path) if stage.scratch is None else None
-    setup = SftSetup(
+    return SftSetup(
         path=path,
         scratch=_architecture(context, stage.scratch),
         model=context.config.model,
@@ -79,9 +148,11 @@ def _fit(context: RunContext, stage: SftStage, sequences: Sequences, folder: Pat
         total_steps=total_steps,
         seed=context.config.seed,
     )
-    job = SftJob(setup, sequences, batch_size, context.config.seed, str(folder))
+
+
+def _fit(context: RunContext, stage: SftStage, job: SftJob) -> None:
     done = 0
-    with context.progress.stage(stage.name, total=total_steps) as bar:
+    with context.progress.stage(stage.name, total=job.setup.total_steps) as bar:
 
         def on_report(metrics: Metrics) -> None:
             nonlocal done

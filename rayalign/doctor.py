@@ -1,0 +1,140 @@
+"""`rayalign doctor`: what is installed, what the machine has, and for each config what it needs and whether it is there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from rayalign import __version__
+from rayalign.actors.plan import check_fits, make_plan
+from rayalign.config.run import RunConfig
+from rayalign.errors import PlacementError
+from rayalign.preflight import machine
+from rayalign.preflight.check import examine_run
+
+Mark = Literal["ok", "note", "missing"]
+STYLES: dict[str, str] = {"ok": "green", "note": "yellow", "missing": "bold red"}
+MARKS: dict[str, Mark] = {"ok": "ok", "download": "note", "missing": "missing"}
+NEEDS_TO_RUN = {"torch", "ray", "transformers", "deepspeed", "vllm"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report."""
+
+    mark: Mark
+    what: str
+    text: str
+
+
+def examine(configs: Mapping[str, RunConfig], console: Console | None = None) -> bool:
+    """Prints the report; False where any of the configs cannot run here."""
+    console = console or Console()
+    gpus = machine.gpus()
+    packages = list(check_packages())
+    _print(console, f"rayalign {__version__}", packages)
+    _print(console, "this machine", check_machine(gpus))
+    able = not any(check.mark == "missing" for check in packages)
+    for name, config in configs.items():
+        checks = list(check_config(config, gpus))
+        _print(console, f"{name} (run {config.name}: {', '.join(stage.name for stage in config.stages)})", checks)
+        num_missing = sum(check.mark == "missing" for check in checks)
+        able = able and not num_missing
+        if num_missing:
+            console.print(f"[bold red]{num_missing} missing[/]: this config cannot run here yet", highlight=False)
+        else:
+            console.print("this config can run here", highlight=False)
+    return able
+
+
+def check_packages() -> Iterable[Check]:
+    """Versions: missing ones stop every run, ones out of range are only told."""
+    python = sys.version_info
+    yield Check("ok" if python >= (3, 11) else "missing", "python", f"{python.major}.{python.minor}.{python.micro}")
+    for package in machine.packages():
+        wanted = f" (wanted: {package.allowed})" if package.allowed else ""
+        if package.version is None:
+            extra = "cpu" if not machine.gpus() else "gpu"
+            mark: Mark = "missing" if package.name in NEEDS_TO_RUN else "note"
+            yield Check(mark, package.name, f"not installed{wanted}: pip install 'rayalign[{extra}]', or `make env`")
+        elif not package.fits:
+            yield Check("note", package.name, f"{package.version} is outside what was tested{wanted}: `make env` mends it")
+        else:
+            yield Check("ok", package.name, f"{package.version}{wanted}")
+
+
+def check_machine(gpus: list[machine.Gpu]) -> Iterable[Check]:
+    """Devices, memory, and what a first start may build."""
+    for number, gpu in enumerate(gpus):
+        yield Check("ok", f"GPU {number}", f"{gpu.name}, {gpu.memory_gib:.0f} GiB")
+    if not gpus:
+        yield Check("note", "GPU", "none: models run on the CPU, which is for small ones")
+    unit = machine.bf16_unit()
+    in_hardware = f"bfloat16 by {unit}" if unit else "no bfloat16 unit: float32 is the faster dtype here"
+    yield Check("ok", "CPU", f"{machine.cpus()} logical cores, {machine.cpu_name()}, {in_hardware}")
+    available, total = machine.memory_gib()
+    yield Check("ok" if available >= 4 else "note", "memory", f"{available:.1f} of {total:.1f} GiB are available")
+    tools = {"C++ compiler": machine.compiler(), "ninja": machine.ninja()}
+    for name, path in tools.items():
+        advice = "not found: DeepSpeed and vLLM may build kernels at their first start; install it if one fails to"
+        yield Check("ok" if path else "note", name, path or advice)
+
+
+def check_config(config: RunConfig, gpus: list[machine.Gpu]) -> Iterable[Check]:
+    """Placement, then data, models and the rest, in the order in which a run needs them."""
+    yield from check_placement(config, gpus)
+    on_cpu = not config.placement.policy.gpus
+    if on_cpu and config.model.dtype == "bfloat16" and machine.bf16_unit() is None:
+        yield Check("note", "model.dtype", "bfloat16 without a unit for it is slow on this CPU: set model.dtype=float32")
+    findings = [finding for finding in examine_run(config, config.stages) if finding.key]  # placement was told above
+    yield from (Check(MARKS[f.state], f.key, f.text) for f in findings if f.state != "made")
+    made = [finding.key for finding in findings if finding.state == "made"]
+    if made:
+        yield Check("ok", "made by the run itself", ", ".join(made))
+
+
+def check_placement(config: RunConfig, gpus: list[machine.Gpu]) -> Iterable[Check]:
+    """The plan in words, and whether it fits the cluster that the config names, or this machine alone."""
+    placement = config.placement
+    try:
+        plan = make_plan(placement, max_staleness=config.max_staleness)
+        yield Check("ok", "placement", plan.sentence())
+        if placement.backend == "inprocess":
+            yield Check("ok", "fits", "in this process, without Ray")
+        elif placement.address or os.environ.get("RAY_ADDRESS"):
+            from rayalign.actors.cluster import nodes_of_cluster
+
+            nodes = nodes_of_cluster(placement)
+            check_fits(plan, nodes)
+            yield Check("ok", "fits", f"the cluster has room on {len(nodes)} node(s): {_totals(nodes)}")
+        else:
+            nodes = [{"CPU": float(machine.cpus()), "GPU": float(len(gpus))}]
+            check_fits(plan, nodes)
+            yield Check("ok", "fits", f"this machine has room: {_totals(nodes)}")
+    except PlacementError as error:
+        yield Check("missing", "fits", str(error))
+
+
+def _totals(nodes: list[dict[str, float]]) -> str:
+    return ", ".join(f"{sum(node[kind] for node in nodes):g} {kind}" for kind in ("CPU", "GPU"))
+
+
+def _print(console: Console, title: str, checks: Iterable[Check]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        table.add_row(f"[{STYLES[check.mark]}]{check.mark}[/]", check.what, _plain(check.text))
+    console.print(table, highlight=False)
+
+
+def _plain(text: str) -> str:
+    """Text that rich takes as it is."""
+    return text.replace("[", r"\[")

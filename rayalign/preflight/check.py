@@ -1,0 +1,234 @@
+"""What a run will need, and whether it is there: looked up before anything starts, by `train` and by `doctor` alike.
+
+Nothing here loads a model, starts Ray or asks the network; of data files the first rows are read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from rayalign.actors.plan import make_plan
+from rayalign.config.base import stage_reference
+from rayalign.config.data import DataSource
+from rayalign.config.run import RunConfig
+from rayalign.config.stages import EvaluateStage, IrlStage, SampleStage, SftStage, Stage
+from rayalign.data import shapes
+from rayalign.data.sources import could_be_hub_name, read_rows
+from rayalign.errors import UserError
+from rayalign.preflight.folders import check_model, check_template, check_tokenizer, hub_problem
+
+MIN_FREE_BYTES = 200 * 2**20
+MAX_ROWS_READ = 10_000  # of a file; the rest is read when its stage comes
+MAX_JSON_BYTES = 64 * 2**20  # a .json is parsed whole
+
+State = Literal["ok", "made", "download", "missing"]
+SHAPES: dict[str, Callable[..., Iterable[Any]]] = {
+    "demonstrations": shapes.demonstrations,
+    "prompts": shapes.prompts,
+    "preferences": shapes.preferences,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing a run needs: there, made by the run itself, to be downloaded, or missing (`text` says what to do)."""
+
+    key: str
+    state: State
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}" if self.key else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a stage reads: rows of a kind, a model, or stored samples. `key` is where the config says it."""
+
+    key: str
+    kind: str  # demonstrations, prompts, preferences, model, samples
+    source: DataSource | str | None
+
+    @property
+    def location(self) -> str | None:
+        """A path, a hub name or a reference."""
+        return self.source.path if isinstance(self.source, DataSource) else self.source
+
+
+def check_run(config: RunConfig, stages: Sequence[Stage], *, learned_reward: bool = True) -> None:
+    """Raises UserError with the first thing that is missing for these stages, and how many more there are."""
+    missing = [f for f in examine_run(config, stages, learned_reward=learned_reward) if f.state == "missing"]
+    if missing:
+        more = f" (and {len(missing) - 1} more: `rayalign doctor CONFIG` lists all)" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}{more}")
+
+
+def examine_run(config: RunConfig, stages: Sequence[Stage], *, learned_reward: bool = True) -> list[Finding]:
+    """Everything that these stages of a run need, each once.
+
+    Args:
+        learned_reward: False where a reward of the user's own stands in, which reads no reward.init.
+    """
+    findings: dict[str, Finding] = {}
+    for finding in _examine(config, stages, learned_reward):
+        findings.setdefault(finding.key, finding)
+    return list(findings.values())
+
+
+def _examine(config: RunConfig, stages: Sequence[Stage], learned_reward: bool) -> Iterator[Finding]:
+    yield _run_dir(config)
+    try:
+        make_plan(config.placement, max_staleness=config.max_staleness)
+    except UserError as error:
+        yield Finding("", "missing", str(error))
+    for stage in stages:
+        earlier = [s.name for s in config.stages[: config.stages.index(stage)]]
+        for need in needs_of(config, stage):
+            if learned_reward or not need.key.endswith(".reward.init"):
+                yield _look(config, stage, need, earlier)
+        if stage.kind != "planted":
+            yield from _tokenizer(config, stage, earlier)
+    yield from _packages(config)
+
+
+def needs_of(config: RunConfig, stage: Stage) -> Iterator[Need]:
+    """What a stage reads, from its own settings or from those that stages share."""
+    own, data = f"stages.{stage.name}", config.data
+    match stage:
+        case SftStage():
+            yield _rows("demonstrations", (f"{own}.data", stage.data), ("data.demonstrations", data.demonstrations))
+            if stage.policy:
+                yield Need(f"{own}.policy", "model", stage.policy)
+            elif stage.scratch is None:
+                yield Need("model.path", "model", config.model.path)
+        case SampleStage():
+            shared = (("data.prompts", data.prompts), ("data.demonstrations", data.demonstrations))
+            yield _rows("prompts", (f"{own}.prompts", stage.prompts), *shared)
+            yield Need(f"{own}.policy", "model", stage.policy)
+        case IrlStage():
+            yield _rows("demonstrations", ("data.demonstrations", data.demonstrations))
+            if data.heldout_demonstrations:
+                yield Need("data.heldout_demonstrations", "demonstrations", data.heldout_demonstrations)
+            if data.prompts:
+                yield Need("data.prompts", "prompts", data.prompts)
+            yield Need(f"{own}.policy", "model", stage.policy)
+            yield Need(f"{own}.reward.init", "model", stage.reward.init)
+            for number, location in enumerate(stage.reward.negatives):
+                yield Need(f"{own}.reward.negatives.{number}", "samples", location)
+        case EvaluateStage():
+            yield _rows("prompts", (f"{own}.prompts", stage.prompts), ("data.prompts", data.prompts))
+            yield from (Need(f"{own}.models.{name}", "model", path) for name, path in stage.models.items())
+            if stage.reward:
+                yield Need(f"{own}.reward", "model", stage.reward)
+            if stage.preferences:
+                yield Need(f"{own}.preferences", "preferences", stage.preferences)
+
+
+def _rows(kind: str, *places: tuple[str, DataSource | None]) -> Need:
+    """The first of these settings that is set; else the last one, as the one to set."""
+    key, source = next(((k, s) for k, s in places if s is not None), places[-1])
+    return Need(key, kind, source)
+
+
+def _look(config: RunConfig, stage: Stage, need: Need, earlier: list[str]) -> Finding:
+    if need.location is None:
+        return Finding(need.key, "missing", f"stage {stage.name} needs {need.kind}: set {need.key}")
+    made = _made(need.key, need.location, stage, earlier)
+    if made:
+        return made
+    if isinstance(need.source, DataSource):
+        return _data(need.key, need.kind, need.source)
+    if need.kind == "samples":
+        there = Path(need.location).expanduser().is_file()
+        text = need.location if there else f"{need.location}: no such file; check the path, or sample them in a stage"
+        return Finding(need.key, "ok" if there else "missing", text)
+    return _judged(need.key, need.location, check_model(need.location, config.model))
+
+
+def _made(key: str, location: str, stage: Stage, earlier: list[str]) -> Finding | None:
+    """The finding for an artifact of the run itself; None for other locations."""
+    reference = stage_reference(location)
+    if reference is None:
+        return None
+    if reference[0] in earlier:
+        return Finding(key, "made", f"made by stage {reference[0]}")
+    return Finding(
+        key, "missing", f"{location} is made after stage {stage.name} needs it; move stage {reference[0]} before it"
+    )
+
+
+def _data(key: str, kind: str, source: DataSource) -> Finding:
+    path = Path(source.path).expanduser()
+    if not path.exists() and could_be_hub_name(source.path):
+        return _judged(key, source.path, hub_problem(source.path, "datasets"))
+    try:
+        rows = SHAPES[kind](read_rows(source, resolve=str))
+        if path.exists() and _is_quick(path):
+            num = sum(1 for _ in islice(rows, MAX_ROWS_READ))
+            return Finding(key, "ok", f"{source.path} ({'at least ' * (num == MAX_ROWS_READ)}{num} {kind})")
+    except UserError as error:
+        return Finding(key, "missing", str(error))
+    return Finding(key, "ok", source.path)
+
+
+def _is_quick(path: Path) -> bool:
+    """Whether the first rows can be read without reading all, and without the `datasets` library."""
+    if path.is_dir():
+        return not any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
+    return not path.name.endswith((".json", ".json.gz")) or path.stat().st_size <= MAX_JSON_BYTES
+
+
+def _tokenizer(config: RunConfig, stage: Stage, earlier: list[str]) -> Iterator[Finding]:
+    key = "model.tokenizer" if config.model.tokenizer else "model.path"
+    location = config.model.tokenizer or config.model.path
+    template = config.data.chat_template
+    shown = f"{key} (tokenizer)"  # model.path may be a model and a tokenizer in one
+    made = _made(shown, location, stage, earlier)
+    yield made or _judged(shown, location, check_tokenizer(location, needs_template=template is None))
+    if template is not None:
+        yield _judged("data.chat_template", template, check_template(template))
+
+
+def _judged(key: str, location: str, problem: str | None) -> Finding:
+    if problem:
+        return Finding(key, "missing", problem)
+    if Path(location).expanduser().exists() or location == "plain":
+        return Finding(key, "ok", location)
+    return Finding(key, "download", f"{location} comes from the Hugging Face hub, or its cache")
+
+
+def _packages(config: RunConfig) -> Iterator[Finding]:
+    """What the config asks for beyond what every installation has."""
+    telemetry = config.telemetry
+    asked = {
+        "telemetry.tensorboard": ("tensorboard", telemetry.tensorboard, "tensorboard", "set it to false"),
+        "telemetry.wandb": ("wandb", telemetry.wandb, "'rayalign[wandb]'", "remove it"),
+        "telemetry.mlflow": ("mlflow", telemetry.mlflow, "'rayalign[mlflow]'", "remove it"),
+        "model.attention": ("flash_attn", config.model.attention == "flash_attention_2", "flash-attn", "set it to sdpa"),
+    }
+    for key, (module, wanted, requirement, otherwise) in asked.items():
+        if wanted and importlib.util.find_spec(module) is None:
+            yield Finding(key, "missing", f"{module} is not installed: pip install {requirement}, or {otherwise}")
+        elif wanted:
+            yield Finding(key, "ok", f"{module} is installed")
+
+
+def _run_dir(config: RunConfig) -> Finding:
+    folder = Path(config.run_dir).expanduser() / config.name
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return Finding("run_dir", "missing", f"{folder} cannot be made ({there} is a file); choose another run_dir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding("run_dir", "missing", f"{folder} cannot be written ({there} is closed to you); choose another")
+    free = shutil.disk_usage(there).free
+    if free < MIN_FREE_BYTES:
+        wants = f"a run wants {MIN_FREE_BYTES // 2**20} MiB; free some, or choose another run_dir"
+        return Finding("run_dir", "missing", f"{there} has {free // 2**20} MiB free, and {wants}")
+    return Finding("run_dir", "ok", f"{folder} ({free / 2**30:.1f} GiB free)")

@@ -1,0 +1,98 @@
+"""What a model's or a tokenizer's folder must hold, told by its files' names and its JSON, without loading any.
+
+Each check gives one line that says what is wrong and what to do, or None. A name that is no folder may be the hub's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from rayalign.config.model import ModelConfig
+from rayalign.data.sources import could_be_hub_name
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+OFF = {"1", "true", "yes", "on"}  # how people set HF_HUB_OFFLINE
+
+
+def check_model(location: str, model: ModelConfig) -> str | None:
+    """Whether a model can be loaded from here, and is long enough for model.max_length."""
+    folder = Path(location).expanduser()
+    if not folder.is_dir():
+        return _not_a_folder(location, folder, "model")
+    if (folder / "adapter_config.json").is_file():
+        return None  # peft's; it names its base model
+    config = _read_json(folder / "config.json")
+    if config is None or not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        lacks = "config.json that can be read" if config is None else "weights (*.safetensors)"
+        return f"{location} is no model folder: no {lacks} in it; give a folder written by save_pretrained"
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and positions < model.max_length and not config.get("rope_scaling"):
+        return f"{location} is made for {positions} tokens, and model.max_length is {model.max_length}; lower it"
+    return None
+
+
+def check_tokenizer(location: str, *, needs_template: bool) -> str | None:
+    """Whether a tokenizer is here, with a chat template where the config brings none."""
+    folder = Path(location).expanduser()
+    if not folder.is_dir():
+        return _not_a_folder(location, folder, "tokenizer")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return f"{location}: no tokenizer in this folder; set model.tokenizer to one with tokenizer.json"
+    if needs_template and not _has_template(folder):
+        return (
+            f"{location}: this tokenizer has no chat template; set data.chat_template to a .jinja file, "
+            'or to "plain" for bare text'
+        )
+    return None
+
+
+def check_template(chat_template: str) -> str | None:
+    """Whether the file that data.chat_template names is there."""
+    if chat_template == "plain" or Path(chat_template).expanduser().is_file():
+        return None
+    return f'{chat_template}: no such file; give a .jinja file, or "plain" for bare text'
+
+
+def hub_problem(name: str, kind: Literal["models", "datasets"]) -> str | None:
+    """Why the hub will not give this: downloads are off, and its cache has none of that name."""
+    variables = [v for v in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(v, "").lower() in OFF]
+    if not variables or any(place.is_dir() for place in _cached(name.partition(":")[0], kind)):
+        return None
+    return (
+        f"{name}: no such folder here, not in the Hugging Face cache, and {variables[0]} forbids to download it; "
+        "give a local path, or unset the variable"
+    )
+
+
+def _not_a_folder(location: str, folder: Path, what: str) -> str | None:
+    if folder.exists():
+        return f"{location}: a file, but a {what} is a folder; give the folder that holds it"
+    if not could_be_hub_name(location):
+        return f"{location}: no such folder; check the path, which is relative to {Path.cwd()}"
+    return hub_problem(location, "models")
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    return bool((_read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
+
+
+def _cached(name: str, kind: str) -> list[Path]:
+    """Where the hub's client, and `datasets`, keep what they have downloaded."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
+    return [hub / f"{kind}--{name.replace('/', '--')}", prepared / name.replace("/", "___").lower()]
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

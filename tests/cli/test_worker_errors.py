@@ -1,0 +1,58 @@
+"""What goes wrong in a worker comes out as what it is: the user's errors with exit code 2, others with their phase."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+
+from rayalign.actors.deadline import failure
+from rayalign.errors import CallFailed, DataError, UserError, is_disk_full
+from rayalign.stages.context import RunContext
+
+
+def of_a_task(cause: Exception) -> RayTaskError:
+    """As ray.get raises it."""
+    return RayTaskError("apply", "traceback", cause)
+
+
+def test_the_users_errors_stay_what_they_are() -> None:
+    """Whether an actor raised them, or a worker of Ray Train, which hands them over bare."""
+    for error in (of_a_task(DataError("demos.jsonl:3: no")), DataError("demos.jsonl:3: no")):
+        found = failure(error, "sft")
+        assert type(found) is DataError and str(found) == "demos.jsonl:3: no"
+
+
+def test_other_errors_name_the_phase() -> None:
+    assert str(failure(of_a_task(KeyError("x")), "reward-0: score")) == "reward-0: score: KeyError: 'x'"
+    assert str(failure(ValueError("bad\nmore"), "sft")) == "sft: ValueError: bad"
+    died = failure(RayActorError(), "policy-1: save")
+    assert type(died) is CallFailed and str(died).startswith("policy-1: save: the worker died")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_the_users(error: Exception) -> None:
+    assert is_disk_full(error)
+    found = failure(of_a_task(error), "policy-0: save")
+    assert type(found) is UserError and "policy-0: save: the disk is full" in str(found)
+
+
+def test_relative_paths_reach_workers_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train's workers have another working directory; names of the hub stay names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    context = RunContext(*cast(list[Any], [None, tmp_path, None, None, None, None]))
+    assert context.locate("models/base") == str(tmp_path / "models" / "base")
+    assert context.locate("~/models/base") == str(tmp_path / "models" / "base")
+    assert context.locate("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
