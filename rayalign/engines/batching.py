@@ -27,10 +27,19 @@ class Rank:
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank runs in one pass."""
+
+    rows: np.ndarray  # [b] places in the batch
+    weight: float  # of its loss: 1, or 0 where the rank only keeps the others company
+    most_response_tokens: int  # that any rank has in this pass
+
+
 def rank_micro_batches(
     sequences: Sequences, learner: LearnerConfig, rank: Rank, *, group_size: int = 1
-) -> list[tuple[np.ndarray, float]]:
-    """This rank's (rows, weight) pairs, as many on every rank: ZeRO's collectives need the same number of passes.
+) -> list[MicroBatch]:
+    """This rank's micro-batches, as many on every rank: ZeRO's collectives need the same number of passes.
 
     Every rank knows the whole batch, so no rank asks another. A rank with fewer repeats the first group at weight 0;
     `group_size` consecutive rows (the two sides of a pair) are never torn apart.
@@ -46,11 +55,18 @@ def rank_micro_batches(
         return [groups[b] for b in micro_batches(costs[groups], max_tokens=max_tokens, packing=packing)]
 
     plans = [of_rank(number) for number in range(rank.world_size)]
-    longest = max(1, max(len(plan) for plan in plans))
-    own = [(groups, 1.0) for groups in plans[rank.rank]]
-    own += [(np.array([0]), 0.0)] * (longest - len(own))
+    num_passes = max(1, *(len(plan) for plan in plans))
+    full = [plan + [np.array([0])] * (num_passes - len(plan)) for plan in plans]
+    tokens = sequences.response_lengths.reshape(-1, group_size).sum(axis=1)
     members = np.arange(group_size)
-    return [((groups[:, None] * group_size + members).reshape(-1), weight) for groups, weight in own]
+    return [
+        MicroBatch(
+            rows=(groups[:, None] * group_size + members).reshape(-1),
+            weight=float(number < len(plans[rank.rank])),
+            most_response_tokens=max(int(tokens[plan[number]].sum()) for plan in full),
+        )
+        for number, groups in enumerate(full[rank.rank])
+    ]
 
 
 def concatenated_rows(results: Sequence[tuple[np.ndarray, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 from rayalign.errors import RayalignError
 from rayalign.types import Rollout, Scores, Sequences
 
+Decode = Callable[[np.ndarray], str]
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 
@@ -18,12 +19,12 @@ class FunctionReward:
 
     Args:
         function: maps B prompts and B responses to B finite numbers.
-        decode: token ids to text, without the end token.
+        decode_prompt, decode_response: token ids to the text that the function sees, without special tokens.
     """
 
-    def __init__(self, function: RewardFunction, decode: Callable[[np.ndarray], str]) -> None:
+    def __init__(self, function: RewardFunction, decode_prompt: Decode, decode_response: Decode) -> None:
         self._function = function
-        self._decode = decode
+        self._decode_prompt, self._decode_response = decode_prompt, decode_response
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Nothing to learn."""
@@ -34,13 +35,19 @@ class FunctionReward:
         return self.score_sequences(Sequences.concatenate([r.sequences for r in rollouts]))
 
     def score_sequences(self, sequences: Sequences) -> Scores:
-        """Scores of stored sequences. Raises RayalignError if the function gives another number of values."""
-        prompts = [self._decode(tokens) for tokens in sequences.prompts()]
-        responses = [self._decode(tokens) for tokens in sequences.responses()]
+        """Scores of stored sequences. Raises RayalignError unless each has one finite number."""
+        prompts = [self._decode_prompt(tokens) for tokens in sequences.prompts()]
+        responses = [self._decode_response(tokens) for tokens in sequences.responses()]
         values = np.asarray(self._function(prompts, responses), dtype=np.float32)
         if values.shape != (len(sequences),):
             raise RayalignError(
                 f"the reward function gave {values.shape} values for {len(sequences)} samples; return one number each"
+            )
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise RayalignError(
+                f"the reward function gave sample {bad[0]} the score {values[bad[0]]} "
+                f"({len(bad)} of {len(values)} are not finite)"
             )
         return Scores(np.arange(len(sequences)), values, reward_version=0)
 

@@ -7,6 +7,7 @@ gradient is (sum over all ranks and micro-batches) / denominator, whatever the s
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,18 +19,19 @@ import torch
 from torch import nn
 
 from rayalign.config.model import LearnerConfig, OptimizerConfig
-from rayalign.engines.batching import Rank, rank_micro_batches
+from rayalign.engines.batching import MicroBatch, Rank, rank_micro_batches
 from rayalign.errors import RayalignError
 from rayalign.models.batch import TokenBatch, token_batch
+from rayalign.models.wire import WireWeight
 from rayalign.telemetry.metrics import Last, Metrics, merge
 from rayalign.types import Sequences
 
 
-class SavedModel(Protocol):
-    """A module that knows the names of its weights in a checkpoint."""
+class WireModel(Protocol):
+    """A module that knows its weights as a checkpoint has them."""
 
-    def wire_name(self, name: str) -> str | None:
-        """The checkpoint's name of a parameter; None if it is not part of the checkpoint."""
+    def wire_weights(self) -> Iterator[WireWeight]:
+        """Every weight, under its checkpoint's name."""
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """Writes a Hugging Face folder."""
@@ -94,29 +96,38 @@ class Learner:
         scale = self.rank.world_size / denominator
         parts: list[Metrics] = []
         self._engine.zero_grad()
-        for place, (rows, weight) in enumerate(batches):
-            batch = token_batch(sequences, rows, packing=self._learner.packing, device=self.device)
+        for place, part in enumerate(batches):
+            batch = self._token_batch(sequences, part)
             self._engine.set_gradient_accumulation_boundary(place == len(batches) - 1)
             output = loss_fn(self._engine, batch)
-            self._engine.backward(output.loss_sum * (scale * weight))
-            if weight:
+            self._engine.backward(output.loss_sum * (scale * part.weight))
+            if part.weight:
                 parts.append(output.metrics)
         self._set_learning_rate()
+        norm = self._norm_without_zero()
         self._engine.step()
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        if norm is None or not np.isfinite(float(norm)):
+            raise RayalignError(f"the gradient is not finite at optimiser step {self.steps_done}")
         self.steps_done += 1
-        return self._gathered(merge(parts)) | self._step_metrics()
+        rate = self._engine.optimizer.param_groups[0]["lr"]
+        return self._gathered(merge(parts)) | {"grad_norm": Last(float(norm)), "learning_rate": Last(rate)}
 
     @torch.no_grad()
     def map(
         self, sequences: Sequences, function: Callable[[Any, TokenBatch], torch.Tensor]
     ) -> list[tuple[np.ndarray, torch.Tensor]]:
-        """Applies a function of (module, batch) to this rank's share, without gradients: (rows, result) pairs."""
+        """Applies a function of (module, batch) to this rank's share: (rows, result) pairs.
+
+        Without gradients, in evaluation mode (no adapter dropout).
+        """
         results = []
-        for rows, weight in rank_micro_batches(sequences, self._learner, self.rank):
-            batch = token_batch(sequences, rows, packing=self._learner.packing, device=self.device)
-            result = function(self._engine, batch)
-            if weight:
-                results.append((rows, result))
+        self._engine.eval()
+        for part in rank_micro_batches(sequences, self._learner, self.rank):
+            result = function(self._engine, self._token_batch(sequences, part))
+            if part.weight:
+                results.append((part.rows, result))
+        self._engine.train()
         return results
 
     def all_gather(self, value: Any) -> list[Any]:
@@ -128,29 +139,50 @@ class Learner:
         return values
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(checkpoint name, full tensor) of every parameter; a collective under ZeRO-3, so all ranks iterate."""
-        import deepspeed
-
-        for name, parameter in self.module.named_parameters():
-            wire_name = self.module.wire_name(name)
-            if wire_name is None:
-                continue
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self._learner.zero_stage == 3):
-                yield wire_name, parameter.detach()
+        """(checkpoint name, whole tensor) of every weight; a collective under ZeRO-3, so all ranks iterate."""
+        zero = _deepspeed().zero
+        for weight in self.module.wire_weights():
+            with zero.GatheredParameters(weight.sources, enabled=self._learner.zero_stage == 3):
+                tensor = weight.tensor()
+            yield weight.name, tensor
 
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """(checkpoint name, dtype, full shape) of every parameter, without gathering anything."""
-        return [
-            (wire_name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
-            for name, parameter in self.module.named_parameters()
-            if (wire_name := self.module.wire_name(name)) is not None
-        ]
+        """(checkpoint name, dtype, whole shape) of every weight, without gathering anything."""
+        return [(weight.name, weight.dtype, weight.shape) for weight in self.module.wire_weights()]
+
+    def check_finite(self) -> None:
+        """Raises RayalignError, on every rank, if a weight is not a finite number. Gathers no weights."""
+        held = ((name, getattr(p, "ds_tensor", p)) for name, p in self.module.named_parameters())
+        bad = next((name for name, tensor in held if not torch.isfinite(tensor).all()), None)
+        if found := [name for name in self.all_gather(bad) if name is not None]:
+            raise RayalignError(f"{found[0]} holds numbers that are not finite; lower the learning rate")
 
     def save(self, folder: Path) -> None:
         """Writes the model as a Hugging Face folder from rank 0; all ranks call it."""
         weights = {name: tensor.cpu().clone() for name, tensor in self.weights()}
         if self.rank.rank == 0:
             self.module.save(folder, weights)
+
+    def close(self) -> None:
+        """Gives the memory back. Hooks of DeepSpeed's keep its engine alive, so what it holds is let go by name."""
+        self._engine.destroy()
+        held, self._engine.optimizer = self._engine.optimizer, None
+        self._optimizer.state.clear()
+        vars(held).clear()
+        for parameter in self.module.parameters():
+            for tensor in (parameter, getattr(parameter, "ds_tensor", parameter)):
+                tensor.data = tensor.data.new_empty(0)
+            parameter.grad = None
+        gc.collect()
+
+    def _token_batch(self, sequences: Sequences, part: MicroBatch) -> TokenBatch:
+        return token_batch(
+            sequences,
+            part.rows,
+            packing=self._learner.packing,
+            device=self.device,
+            most_labels=part.most_response_tokens,
+        )
 
     def _set_learning_rate(self) -> None:
         rate = self._optimizer_config.learning_rate * schedule_factor(
@@ -163,14 +195,11 @@ class Learner:
         """Metrics of all ranks, merged."""
         return merge(self.all_gather(metrics))
 
-    def _step_metrics(self) -> Metrics:
-        norm = self._engine.get_global_grad_norm()
-        metrics: Metrics = {"learning_rate": Last(self._engine.optimizer.param_groups[0]["lr"])}
-        if norm is not None:
-            if not np.isfinite(float(norm)):
-                raise RayalignError(f"the gradient is not finite at optimiser step {self.steps_done}")
-            metrics["grad_norm"] = Last(float(norm))
-        return metrics
+    def _norm_without_zero(self) -> float | None:
+        """The gradient's norm before clipping where DeepSpeed keeps none: float32 at stage 0."""
+        if self._engine.optimizer is not self._optimizer:
+            return None
+        return float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
 
 
 def frozen_reference(module: nn.Module, learner: LearnerConfig) -> Any:
@@ -178,11 +207,14 @@ def frozen_reference(module: nn.Module, learner: LearnerConfig) -> Any:
     module.eval().requires_grad_(False)
     if learner.zero_stage < 3:
         return module
+    zero = {"stage": 3, **learner.deepspeed.get("zero_optimization", {})}
+    zero.pop("offload_optimizer", None)
     engine, *_ = _deepspeed().initialize(
         model=module,
-        config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}, **_precision(_dtype(module))},
+        config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **_precision(_dtype(module))},
     )
-    return engine.eval()
+    engine.eval()  # gives nothing back, unlike torch's
+    return engine
 
 
 def schedule_factor(optimizer: OptimizerConfig, step: int, total_steps: int) -> float:

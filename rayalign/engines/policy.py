@@ -131,17 +131,19 @@ class PolicyEngine:
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of the whole policy with adapters merged, as a checkpoint names them. A collective."""
-        with self._policy.merged():
-            yield from self._learner.weights()
+        return self._learner.weights()
 
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Names, dtypes and shapes of what `weights` yields."""
         return self._learner.weight_shapes()
 
+    def check_finite(self) -> None:
+        """Raises RayalignError, on every rank, if a weight is not a finite number."""
+        self._learner.check_finite()
+
     def save(self, folder: str) -> None:
         """Writes the policy as a Hugging Face folder (rank 0); every rank calls it."""
-        with self._policy.merged():
-            self._learner.save(Path(folder))
+        self._learner.save(Path(folder))
 
     def _needs_logprobs_first(self) -> bool:
         """A first and only step finds the policy as it was: its own forward pass gives the old log-probs."""

@@ -51,6 +51,7 @@ class RewardEngine:
         """
         started = time.perf_counter()
         if self._config.start == "fresh" and self.version > 0:
+            self._learner.close()
             self._start()
         fresh = Sequences.concatenate([r.sequences for r in rollouts])
         self._remember(fresh)
@@ -121,10 +122,7 @@ class RewardEngine:
         return {"score_mean": Last(self._reward.mean), "score_std": Last(self._reward.std)}
 
     def _raw(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
-        self._reward.eval()
-        results = self._learner.map(sequences, lambda engine, batch: engine(batch))
-        self._reward.train()
-        return concatenated_rows(results)
+        return concatenated_rows(self._learner.map(sequences, lambda engine, batch: engine(batch)))
 
 
 class _Pairs:

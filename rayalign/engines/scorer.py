@@ -24,10 +24,10 @@ class RewardScorer:
     def score_sequences(self, sequences: Sequences) -> Scores:
         """Normalised rewards of this worker's share, as they were while training."""
         results = []
-        for rows, weight in rank_micro_batches(sequences, self._learner, Rank.from_environment()):
-            if weight:
-                batch = token_batch(sequences, rows, packing=self._learner.packing, device=self._device)
-                results.append((rows, self._reward(batch)))
+        for part in rank_micro_batches(sequences, self._learner, Rank.from_environment()):
+            if part.weight:
+                batch = token_batch(sequences, part.rows, packing=self._learner.packing, device=self._device)
+                results.append((part.rows, self._reward(batch)))
         rows, raw = concatenated_rows(results)
         values = standardise(torch.from_numpy(raw), mean=self._reward.mean, std=self._reward.std)
         return Scores(rows, values.numpy(), reward_version=0)

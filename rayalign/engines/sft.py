@@ -21,10 +21,9 @@ class SftEngine:
         init_distributed()
         seed_everything(setup.seed)
         device = local_device()
-        policy = PolicyModel.load(setup.path, setup.model, setup.learner, scratch=setup.scratch)
-        self._policy = policy.to(device)
+        policy = PolicyModel.load(setup.path, setup.model, setup.learner, scratch=setup.scratch).to(device)
         self._learner = Learner(
-            self._policy, setup.optimizer, setup.learner, total_steps=setup.total_steps, device=device
+            policy, setup.optimizer, setup.learner, total_steps=setup.total_steps, device=device
         )
 
     def fit(self, sequences: Sequences) -> Metrics:
@@ -34,8 +33,7 @@ class SftEngine:
 
     def save(self, folder: str) -> None:
         """Writes the model as a Hugging Face folder (rank 0); every rank calls it."""
-        with self._policy.merged():
-            self._learner.save(Path(folder))
+        self._learner.save(Path(folder))
 
 
 def _nll(model: Any, batch: TokenBatch) -> LossOutput:

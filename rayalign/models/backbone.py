@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from rayalign.config.model import LearnerConfig, LoraConfig, ModelConfig
 from rayalign.errors import UserError
@@ -15,18 +20,36 @@ from rayalign.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_pretrained(auto_class: Any, path: str, model: ModelConfig, **kwargs: Any) -> PreTrainedModel:
-    """`auto_class.from_pretrained` in the run's dtype. Raises UserError if `path` is no model folder or hub name."""
+def load_pretrained(
+    auto_class: Any, path: str, model: ModelConfig, *, num_labels: int | None = None, new_weights: Collection[str] = ()
+) -> PreTrainedModel:
+    """`auto_class.from_pretrained` in the run's dtype, without dropout.
+
+    Raises UserError if `path` is no model folder or hub name, or if it lacks weights of this architecture other than
+    `new_weights`: transformers would fill them with random numbers.
+    """
+    labels = {} if num_labels is None else {"num_labels": num_labels}
     try:
-        return auto_class.from_pretrained(
-            path,
-            dtype=DTYPES[model.dtype],
-            attn_implementation=model.attention,
-            trust_remote_code=model.trust_remote_code,
-            **kwargs,
-        )
-    except (OSError, ValueError, ImportError) as error:
+        with quiet_transformers():
+            loaded, info = auto_class.from_pretrained(
+                path,
+                dtype=DTYPES[model.dtype],
+                attn_implementation=model.attention,
+                trust_remote_code=model.trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the missing ones
+                **labels,
+            )
+    except (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{path}: cannot be loaded as a model ({_brief(error)}); {_advice(path)}") from error
+    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])} - {*new_weights}
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise UserError(
+            f"{path}: {len(missing)} weights of {type(loaded).__name__} are missing or of another shape ({some}); "
+            f"give a folder that holds all of them"
+        )
+    return without_dropout(loaded)
 
 
 def from_scratch(architecture: dict[str, Any], model: ModelConfig) -> PreTrainedModel:
@@ -36,30 +59,48 @@ def from_scratch(architecture: dict[str, Any], model: ModelConfig) -> PreTrained
     if model_type is None:
         raise UserError("scratch: set model_type (for instance llama) beside the architecture's keys")
     try:
+        known = AutoConfig.for_model(model_type)
+        unknown = sorted(set(keys) - set(known.to_dict()) - set(known.attribute_map))
+        if unknown:
+            raise UserError(f"scratch: a {model_type} model has no {', '.join(unknown)}; check the spelling")
         config = AutoConfig.for_model(model_type, **keys)
-        return AutoModelForCausalLM.from_config(
+        scratch = AutoModelForCausalLM.from_config(
             config, dtype=DTYPES[model.dtype], attn_implementation=model.attention
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
         raise UserError(f"scratch: no {model_type!r} model with these keys ({_brief(error)})") from error
+    return without_dropout(scratch)
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Switches dropout off: a sampler has none, and log-probs must be those of what was sampled."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model
 
 
 def with_lora(model: PreTrainedModel, lora: LoraConfig) -> Any:
-    """Adds trainable low-rank adapters; everything else is frozen."""
+    """Adds trainable low-rank adapters; everything else is frozen. Raises UserError for modules that are not there."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
     targets = lora.target_modules
-    return get_peft_model(
-        model,
-        PeftLoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            task_type="CAUSAL_LM",
-        ),
-    )
+    try:
+        return get_peft_model(
+            model,
+            PeftLoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:
+        raise UserError(f"model.lora.target_modules: {_brief(error)}") from error
 
 
 def enable_checkpointing(model: PreTrainedModel, learner: LearnerConfig) -> None:
@@ -68,13 +109,34 @@ def enable_checkpointing(model: PreTrainedModel, learner: LearnerConfig) -> None
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
+@torch.no_grad()
+def check_packing(model: PreTrainedModel, learner: LearnerConfig) -> None:
+    """Raises UserError for a family whose attention looks from one packed sequence into the next.
+
+    Tried out, because transformers does not say which do: the states of a second sequence must not change with the
+    first. FlashAttention needs a GPU to be tried, and keeps them apart by itself.
+    """
+    if not learner.packing or model.config._attn_implementation == "flash_attention_2":
+        return
+    positions = torch.tensor([[0, 1, 0, 1]], device=model.device)
+    states = [
+        model.base_model(
+            input_ids=torch.tensor([[token, token, 1, 2]], device=model.device), position_ids=positions, use_cache=False
+        ).last_hidden_state[:, 2:]
+        for token in (1, 2)
+    ]
+    if not torch.equal(*states):
+        raise UserError(
+            f"learner.packing: {model.config.model_type} models let packed sequences see each other; set it to false"
+        )
+
+
 def logit_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
     """The map from last hidden states [T, H] to logits [T, V], with the scaling some families put behind it."""
     projection = model.get_output_embeddings()
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0
+    scale = _logit_scale(config)
 
     def head(hidden: torch.Tensor) -> torch.Tensor:
         logits = projection(hidden)
@@ -83,6 +145,35 @@ def logit_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]
         return torch.tanh(logits / softcap) * softcap if softcap else logits
 
     return head
+
+
+def save_folder(model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """A Hugging Face folder with these weights, which may differ from what the model holds (shards, adapters)."""
+    with quiet_transformers():
+        model.save_pretrained(folder, state_dict=weights)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, transformers draws no bars and prints no load reports: what matters there is checked and raised."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _logit_scale(config: Any) -> float:
+    """Each family has its own word for it; Granite's divides, HyperCLOVA X's of the same name multiplies."""
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):
+        scale *= getattr(config, name, None) or 1.0
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    return scale * scaling if config.model_type.startswith("hyperclovax") else scale / scaling
 
 
 def _advice(path: str) -> str:

@@ -23,6 +23,7 @@ class TokenBatch:
     labels: torch.Tensor  # [T] the response tokens
     response_lengths: torch.Tensor  # [B]
     rows: np.ndarray  # [B] places of these sequences in the batch they were taken from
+    most_labels: int  # the largest T of any rank in this pass; the LM head is called as often on all of them
 
     @property
     def responses_at(self) -> torch.Tensor:
@@ -31,7 +32,12 @@ class TokenBatch:
 
 
 def token_batch(
-    sequences: Sequences, rows: np.ndarray, *, packing: bool, device: torch.device | str = "cpu"
+    sequences: Sequences,
+    rows: np.ndarray,
+    *,
+    packing: bool,
+    device: torch.device | str = "cpu",
+    most_labels: int = 0,
 ) -> TokenBatch:
     """Lays the chosen sequences out, one below the other (padded) or end to end in one row (packed)."""
     chosen = sequences.take(rows)
@@ -54,7 +60,8 @@ def token_batch(
     labels = np.concatenate(list(chosen.responses()))
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
+        # A copy: arrays from Ray's object store are read-only, which torch warns of.
+        return torch.from_numpy(np.array(array, dtype=np.int64)).to(device, non_blocking=True)
 
     return TokenBatch(
         input_ids=tensor(input_ids),
@@ -63,4 +70,5 @@ def token_batch(
         labels=tensor(labels),
         response_lengths=tensor(response_lengths),
         rows=rows,
+        most_labels=max(most_labels, len(labels)),
     )

@@ -13,13 +13,16 @@ from transformers import AutoModelForCausalLM
 
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.models.backbone import (
+    check_packing,
     enable_checkpointing,
     from_scratch,
     load_pretrained,
     logit_head,
+    save_folder,
     with_lora,
 )
 from rayalign.models.batch import TokenBatch
+from rayalign.models.wire import WireWeight, plain_weight
 from rayalign.objectives.logprobs import chunked_logprobs
 
 
@@ -43,12 +46,12 @@ class PolicyModel(nn.Module):
     ) -> PolicyModel:
         """From a folder or a hub name, or with random weights of the `scratch` architecture."""
         lm: Any = from_scratch(scratch, model) if scratch else load_pretrained(AutoModelForCausalLM, str(path), model)
+        check_packing(lm, learner)
         if trainable:
             enable_checkpointing(lm, learner)
-            if model.lora:
-                lm = with_lora(lm, model.lora)
-        return cls(lm.train(trainable).requires_grad_(True) if trainable and not model.lora else lm,
-                   chunk_tokens=learner.logprob_chunk_tokens)
+        if trainable and model.lora:
+            lm = with_lora(lm, model.lora)
+        return cls(lm.train(trainable), chunk_tokens=learner.logprob_chunk_tokens)
 
     @property
     def plain(self) -> Any:
@@ -75,6 +78,7 @@ class PolicyModel(nn.Module):
             batch.labels,
             temperature=temperature,
             chunk_tokens=self._chunk_tokens,
+            min_chunks=-(-batch.most_labels // self._chunk_tokens),
             with_entropy=with_entropy,
         )
 
@@ -84,26 +88,26 @@ class PolicyModel(nn.Module):
         with self.lm.disable_adapter():
             yield
 
-    @contextlib.contextmanager
-    def merged(self) -> Iterator[None]:
-        """Inside, adapters are folded into the weights, as a sampler or a checkpoint needs them."""
-        if not self.has_adapter:
-            yield
-            return
-        self.lm.merge_adapter()
-        try:
-            yield
-        finally:
-            self.lm.unmerge_adapter()
+    def wire_weights(self) -> Iterator[WireWeight]:
+        """Every weight under its checkpoint's name, adapters folded in; tied weights come once."""
+        for name, parameter in self.named_parameters():
+            if not self.has_adapter:
+                yield plain_weight(name.removeprefix("lm."), parameter)
+            elif ".lora_" not in name:
+                yield self._adapted_weight(name, parameter)
 
-    def wire_name(self, name: str) -> str | None:
-        """The name under which a checkpoint knows this parameter; None for adapter parameters."""
-        if not self.has_adapter:
-            return name.removeprefix("lm.")
-        if ".lora_" in name or ".modules_to_save." in name:
-            return None
-        return name.removeprefix("lm.base_model.model.").replace(".base_layer.", ".")
+    def _adapted_weight(self, name: str, parameter: nn.Parameter) -> WireWeight:
+        wire_name = name.removeprefix("lm.base_model.model.").replace(".base_layer.", ".")
+        if not name.endswith(".base_layer.weight"):
+            return plain_weight(wire_name, parameter)
+        layer: Any = self.get_submodule(name.removesuffix(".base_layer.weight"))
+        adapter = [p for n, p in layer.named_parameters() if n.startswith("lora_")]
+
+        def folded() -> torch.Tensor:
+            return (parameter.float() + layer.get_delta_weight("default").float()).to(parameter.dtype).detach()
+
+        return WireWeight(wire_name, [parameter, *adapter], folded)
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """A Hugging Face folder that `from_pretrained` and vLLM load; `weights` by wire names, full and merged."""
-        self.plain.save_pretrained(folder, state_dict=weights)
+        save_folder(self.plain, folder, weights)

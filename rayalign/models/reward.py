@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.errors import UserError
-from rayalign.models.backbone import enable_checkpointing, load_pretrained
+from rayalign.models.backbone import check_packing, enable_checkpointing, load_pretrained, save_folder
 from rayalign.models.batch import TokenBatch
+from rayalign.models.wire import WireWeight, plain_weight
 from rayalign.objectives.segments import segment_ids
 
 Pooling = Literal["last", "mean"]
+HEAD_WEIGHTS = ("score.weight", "classifier.weight", "classifier.bias")  # what a backbone need not bring
 
 
 class RewardModel(nn.Module):
@@ -37,23 +40,28 @@ class RewardModel(nn.Module):
         cls, path: str, model: ModelConfig, learner: LearnerConfig, *, pooling: Pooling, seed: int
     ) -> RewardModel:
         """A fresh head, of zeros apart from a seeded tenth of the usual scale, on the weights at `path`."""
-        classifier: Any = load_pretrained(AutoModelForSequenceClassification, path, model, num_labels=1)
+        classifier: Any = load_pretrained(
+            AutoModelForSequenceClassification, path, model, num_labels=1, new_weights=HEAD_WEIGHTS
+        )
         head = _head(classifier)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             noise = torch.randn(head.weight.shape, generator=generator)
             head.weight.copy_(0.1 * noise / head.weight.shape[-1] ** 0.5)
+        check_packing(classifier, learner)
         enable_checkpointing(classifier, learner)
-        classifier.config.pad_token_id = classifier.config.pad_token_id or 0
+        # Others find the last token by the pad token; one that also ends responses would hide that end from them.
+        if classifier.config.pad_token_id in _end_token_ids(classifier.config):
+            classifier.config.pad_token_id = None
         return cls(classifier.train(), pooling=pooling)
 
     @classmethod
     def from_pretrained(cls, path: str, model: ModelConfig) -> RewardModel:
         """A reward saved by rayalign, or any one-label sequence classifier (last-token pooling)."""
-        settings = getattr(AutoConfig.from_pretrained(path), "rayalign_reward", {}) if Path(path).is_dir() else {}
-        classifier = load_pretrained(AutoModelForSequenceClassification, path, model)
+        classifier: Any = load_pretrained(AutoModelForSequenceClassification, path, model)
         if classifier.config.num_labels != 1:
             raise UserError(f"{path}: has {classifier.config.num_labels} labels; a reward model has one")
+        settings = getattr(classifier.config, "rayalign_reward", None) or {}
         reward = cls(classifier.eval(), pooling=settings.get("pooling", "last"))
         reward.mean, reward.std = settings.get("mean", 0.0), settings.get("std", 1.0)
         return reward
@@ -72,14 +80,15 @@ class RewardModel(nn.Module):
             pooled = response[batch.response_lengths.cumsum(0) - 1]
         return _head(self.lm)(pooled).squeeze(-1).float()
 
-    def wire_name(self, name: str) -> str:
-        """The name under which a checkpoint knows this parameter."""
-        return name.removeprefix("lm.")
+    def wire_weights(self) -> Iterator[WireWeight]:
+        """Every weight under its checkpoint's name."""
+        for name, parameter in self.named_parameters():
+            yield plain_weight(name.removeprefix("lm."), parameter)
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         """A Hugging Face folder, with pooling and normaliser in its config."""
         self.lm.config.rayalign_reward = {"pooling": self.pooling, "mean": self.mean, "std": self.std}
-        self.lm.save_pretrained(folder, state_dict=weights)
+        save_folder(self.lm, folder, weights)
 
 
 def _head(classifier: Any) -> nn.Linear:
@@ -87,3 +96,8 @@ def _head(classifier: Any) -> nn.Linear:
     if not isinstance(head, nn.Linear):
         raise UserError(f"{type(classifier).__name__} has no linear score head; use a decoder with one")
     return head
+
+
+def _end_token_ids(config: Any) -> list[int]:
+    ids = config.eos_token_id
+    return ids if isinstance(ids, list) else [ids]

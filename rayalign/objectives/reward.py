@@ -108,8 +108,8 @@ def margin_demo_minus_agent(demo_scores: Tensor, agent_scores: Tensor) -> Tensor
 def standardise(scores: Tensor, *, mean: float, std: float) -> Tensor:
     """(score - mean) / std with moments measured on reference responses: scores[B] -> [B].
 
-    Source: released code of paper 1 (eq. 1.3 of docs/algorithms.md). Dividing by std rescales the effective beta by std: beta = 0.05 on
-    standardised scores is beta = 0.05 std on raw ones.
+    Source: released code of paper 1 (eq. 1.3 of docs/algorithms.md). Dividing by std rescales the effective
+    beta by std: beta = 0.05 on standardised scores is beta = 0.05 std on raw ones.
     """
     if not 0 < std < float("inf"):
         raise ValueError(f"the reward's std over the reference responses is {std}: it tells none apart")

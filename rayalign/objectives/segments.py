@@ -21,8 +21,8 @@ def segment_ids(lengths: Tensor, *, num_tokens: int) -> Tensor:
 def segment_sum(values: Tensor, lengths: Tensor) -> Tensor:
     """Sum of each sequence's tokens: values[T], lengths[B] -> [B] in the dtype of values, differentiable.
 
-    With token log-probs this is log pi(y|x) = sum_t log pi(y_t|x, y_<t), EOS included. Adds up in float64: thousands of float32 tokens would lose digits, and on CUDA the order of
-    additions would show.
+    With token log-probs this is log pi(y|x) = sum_t log pi(y_t|x, y_<t), EOS included. Adds up in float64:
+    thousands of float32 tokens would lose digits, and on CUDA the order of additions would show.
 
     Example: values [1., 2., 5.], lengths [2, 0, 1] -> [3., 0., 5.].
     """

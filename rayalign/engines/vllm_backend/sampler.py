@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from rayalign.config.stages import SamplingConfig
 from rayalign.errors import SyncError, UserError
 from rayalign.ports import SamplerSetup
 from rayalign.types import Ragged, Rollout, Sequences, TokenizedPrompts, WeightReport
+
+PREFILL_TOKENS = 8192  # of one forward pass on CPU
 
 
 class VllmSampler:
@@ -34,10 +39,12 @@ class VllmSampler:
         from rayalign.engines.vllm_backend.transfer import register
 
         register()
-        logging.getLogger("vllm").setLevel(logging.WARNING)
         on_gpu = torch.cuda.is_available()
-        memory = {"gpu_memory_utilization": setup.gpu_memory_frac} if on_gpu else {
-            "kv_cache_memory_bytes": int(setup.kv_cache_gib * 2**30)
+        device: dict[str, Any] = {"gpu_memory_utilization": setup.gpu_memory_frac} if on_gpu else {
+            "kv_cache_memory_bytes": int(setup.kv_cache_gib * 2**30),
+            # vLLM rewinds a seeded request's generator after a partial prefill, which a CPU generator cannot do.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(model.max_length, PREFILL_TOKENS),
         }
         try:
             self._llm = LLM(
@@ -53,9 +60,9 @@ class VllmSampler:
                 seed=setup.seed,
                 use_tqdm_on_load=False,
                 weight_transfer_config=WeightTransferConfig(backend=setup.weight_transfer),
-                **memory,
+                **device,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"vLLM cannot load {setup.path}: {_first_line(error)}") from error
         self._end_token_ids = list(setup.end_token_ids)
         self._weight_transfer = setup.weight_transfer
@@ -98,14 +105,14 @@ class VllmSampler:
             stop_token_ids=None if sampling.ignore_eos else self._end_token_ids,
             seed=int(np.random.SeedSequence([seed, prompt_id]).generate_state(1)[0] >> 1),
             logprobs=0,
+            flat_logprobs=True,
             detokenize=False,
         )
 
     def _rollout(self, rows: list[tuple[list[int], Any, int]], generate_s: float) -> Rollout:
         tokens = [prompt + list(completion.token_ids) for prompt, completion, _ in rows]
-        logprobs = [
-            [step[token].logprob for token, step in zip(c.token_ids, c.logprobs, strict=True)] for _, c, _ in rows
-        ]
+        # With logprobs=0 each position has one entry, the sampled token's; flat, they are the response's in order.
+        logprobs = [completion.logprobs.logprobs for _, completion, _ in rows]
         sequences = Sequences(
             tokens=Ragged.from_list(tokens),
             prompt_lengths=np.array([len(prompt) for prompt, _, _ in rows], dtype=np.int64),
@@ -144,20 +151,25 @@ class VllmSampler:
                 raise SyncError(f"workers of one vLLM engine received different weights: {digests}")
             return WeightReport(self._version, digests[0])
         checksums = self._llm.collective_rpc("compute_weight_checksums")
-        return WeightReport(self._version, str(hash(tuple(tuple(sorted(c.items())) for c in checksums))))
+        # Not hash(): its value for text differs from process to process, and replicas are compared.
+        together = repr([sorted(checksum.items()) for checksum in checksums])
+        return WeightReport(self._version, f"{zlib.crc32(together.encode()):08x}")
 
     def load_checkpoint(self, path: str, *, version: int) -> None:
         """Takes the weights of a Hugging Face folder of the same architecture, for evaluation and sampling."""
+        files = sorted(str(file) for file in Path(path).glob("*.safetensors"))
+        if not files:
+            raise UserError(f"{path} holds no *.safetensors; give a folder saved by save_pretrained")
         self.start_weight_update()
-        self._llm.collective_rpc(_load_folder, args=(path,))
+        self._llm.collective_rpc(_load_files, args=(files,))
         self.finish_weight_update(version)
 
     def sleep(self) -> None:
-        """Frees the GPU for the trainer; weights come back with the next sync."""
-        self._llm.sleep(level=2)
+        """Frees the GPU for the trainers; the weights wait in host memory."""
+        self._llm.sleep(level=1)
 
     def wake_up(self) -> None:
-        """Takes the GPU back."""
+        """Takes the GPU back, with the weights."""
         self._llm.wake_up()
 
     def close(self) -> None:
@@ -170,22 +182,27 @@ def _prepare_environment(threads: int) -> None:
     """vLLM reads these at import; they keep the engine in this process and its threads where the placement put them."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Its warnings are of its own insides and of what it switches off; VLLM_LOGGING_LEVEL=WARNING brings them back.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read where torch starts, so in child processes only
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
 
 
 def _received_digest(worker: Any) -> str:
     return worker.weight_transfer_engine.digest
 
 
-def _load_folder(worker: Any, path: str) -> None:
-    weights: list[tuple[str, torch.Tensor]] = []
-    for file in sorted(Path(path).glob("*.safetensors")):
+def _load_files(worker: Any, files: list[str]) -> None:
+    worker.weight_transfer_engine.load(_tensors(files))
+
+
+def _tensors(files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in files:
         with safe_open(file, framework="pt") as tensors:
-            weights += [(name, tensors.get_tensor(name)) for name in tensors.keys()]  # noqa: SIM118
-    if not weights:
-        raise UserError(f"{path} holds no *.safetensors; give a folder saved by save_pretrained")
-    worker.weight_transfer_engine.load(weights)
+            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+                yield name, tensors.get_tensor(name)
 
 
 def _first_line(error: BaseException) -> str:

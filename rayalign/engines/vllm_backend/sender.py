@@ -12,7 +12,6 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from rayalign.engines.vllm_backend.transfer import GlooSenderInfo, extend_digest, register
-from rayalign.errors import RayalignError
 from rayalign.ports import TransferSetup, WeightClient
 from rayalign.types import WeightReport
 
@@ -34,8 +33,6 @@ class PolicySource(WeightSource):
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         checksum = 0
         for name, tensor in self._policy.weights():
-            if not torch.isfinite(tensor).all():
-                raise RayalignError(f"{name} holds numbers that are not finite; the weights were not sent")
             if self._with_digest:
                 checksum = extend_digest(checksum, name, tensor)
             yield name, tensor
@@ -56,7 +53,11 @@ class WeightSender:
             self._engine = WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
 
     def send(self) -> WeightReport:
-        """One sync; the replicas hold the policy's `version` afterwards."""
+        """One sync; the replicas hold the policy's `version` afterwards. Raises RayalignError, SyncError.
+
+        Weights that are not finite are refused before the replicas open the sync: they keep what they have.
+        """
+        self._policy.check_finite()
         self._client.version = self._policy.version
         if self._engine is not None:
             self._engine.send_weights()

@@ -35,6 +35,8 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
+from rayalign.errors import SyncError
+
 BUCKET_BYTES = 64 * 2**20  # of one gloo broadcast; bounds the receiver's extra memory
 
 
@@ -172,8 +174,12 @@ class GlooSender(TrainerWeightTransferEngine[GlooSenderInfo]):
             del info["rank"]
             with ThreadPoolExecutor(max_workers=1) as pool:
                 joining = pool.submit(client.init_weight_transfer_engine, {**info, "rank_offset": 1})
-                engine.group = _meet(init_info, rank=0)
+                try:
+                    engine.group = _meet(init_info, rank=0)
+                except RuntimeError as error:
+                    raise _sync_error("a sampler did not join the transfer group", init_info, error) from error
                 joining.result()
+            engine._info = init_info
         return engine
 
     def send_weights(self) -> None:
@@ -193,7 +199,10 @@ class GlooSender(TrainerWeightTransferEngine[GlooSenderInfo]):
             receiving = pool.submit(self.client.update_weights, asdict(update))
             for bucket in _buckets(self.source):
                 flat = torch.cat([t.detach().contiguous().reshape(-1).view(torch.uint8) for _, t in bucket])
-                _broadcast(self.group, flat)
+                try:
+                    _broadcast(self.group, flat)
+                except RuntimeError as error:
+                    raise _sync_error("a sampler stopped receiving weights", self._info, error) from error
             receiving.result()
         self.client.finish_weight_update()
 
@@ -207,6 +216,11 @@ def _meet(info: GlooInitInfo | GlooSenderInfo, *, rank: int) -> dist.ProcessGrou
         backend="gloo",
         timeout=timedelta(seconds=info.timeout_s),
     )
+
+
+def _sync_error(what: str, info: GlooSenderInfo, error: RuntimeError) -> SyncError:
+    where = f"{info.master_address}:{info.master_port}, {info.timeout_s:g} s allowed"
+    return SyncError(f"{what} ({where}): {' '.join(str(error).split())[:200]}")
 
 
 def _broadcast(group: dist.ProcessGroup, tensor: torch.Tensor) -> None:

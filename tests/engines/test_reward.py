@@ -1,0 +1,177 @@
+"""The reward engine: what it learns, from which pairs, and that its scores are those of the saved model."""
+
+from __future__ import annotations
+
+import gc
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rayalign.engines.function_reward import FunctionReward
+from rayalign.engines.reward import _Pairs
+from rayalign.engines.scorer import RewardScorer
+from rayalign.errors import RayalignError
+from rayalign.ports import ScorerSetup
+from rayalign.telemetry.metrics import values
+from rayalign.types import Ragged, Rollout
+from tests.engines.toy import BAD, GOOD, demonstrations, reward_engine, samples
+from tests.models.tiny import learner_config, model_config, random_sequences
+
+
+def plain_scores(engine, sequences) -> np.ndarray:
+    """In the order of the sequences."""
+    scores = engine.score_sequences(sequences)
+    return scores.values[np.argsort(scores.rows)]
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("link", ["bradley_terry", "linear"])
+def test_it_learns_what_tells_demonstrations_from_samples(untied, link, pooling):
+    """On prompts and answers it has not seen, too; the normaliser makes its samples' scores mean 0, deviation 1."""
+    engine = reward_engine(untied, demonstrations(), link=link, pooling=pooling, steps=20)
+    rollout = samples()
+    metrics = values(engine.update([rollout]))
+    assert metrics["pair_accuracy"] == 1
+    assert metrics["margin_demo_minus_agent"] > 1
+    if link == "linear":
+        assert metrics["loss"] == pytest.approx(-metrics["margin_demo_minus_agent"], rel=1e-4)
+    of_samples = plain_scores(engine, rollout.sequences)
+    assert (of_samples.mean(), of_samples.std()) == (pytest.approx(0, abs=1e-4), pytest.approx(1, abs=1e-4))
+    unseen = plain_scores(engine, demonstrations(6, first=20)), plain_scores(engine, samples(6, first=20).sequences)
+    assert unseen[0].mean() > unseen[1].mean() + 1
+
+
+@pytest.mark.parametrize("reference", ["demonstrations", "none"])
+def test_other_normalisers(untied, reference):
+    engine = reward_engine(untied, demonstrations(), normalise=reference)
+    engine.update([samples()])
+    of_demos = plain_scores(engine, demonstrations())
+    if reference == "none":
+        assert (engine._reward.mean, engine._reward.std) == (0, 1)
+    else:
+        assert (of_demos.mean(), of_demos.std()) == (pytest.approx(0, abs=1e-4), pytest.approx(1, abs=1e-4))
+
+
+@pytest.mark.parametrize(("link", "loss"), [("bradley_terry", math.log(2)), ("linear", 0.0)])
+def test_samples_that_equal_the_demonstrations_teach_nothing(untied, link, loss):
+    """T5: the policy has become the expert; the loss is log 2 a pair (or 0), and there is nothing to follow."""
+    demos = demonstrations()
+    rollout = Rollout(demos, Ragged.from_list([[0.0] * n for n in demos.response_lengths], np.float32), 0)
+    engine = reward_engine(untied, demos, link=link)
+    before = plain_scores(engine, demos)
+    metrics = values(engine.update([rollout]))
+    assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
+    assert metrics["grad_norm"] < 1e-5
+    assert (metrics["pair_accuracy"], metrics["margin_demo_minus_agent"]) == (0.5, pytest.approx(0, abs=1e-6))
+    raw = plain_scores(engine, demos) * engine._reward.std + engine._reward.mean
+    np.testing.assert_allclose(raw, before, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("replay", "kept"), [("none", [[2]]), ("two_sets", [[0, 2]]), ("cumulative", [[0, 1, 2]])]
+)
+def test_replay_keeps_what_its_name_says(untied, replay, kept):
+    """After three rounds: this round's samples, the first's and this one's, or all; stored negatives always."""
+    stored = samples(seed=99).sequences
+    engine = reward_engine(untied, demonstrations(), negatives=[stored], replay=replay, steps=1)
+    rounds = [samples(seed=40 + i) for i in range(3)]
+    for rollout in rounds:
+        engine.update([rollout])
+    assert [rounds_of(held, rounds) for held in [engine._replay]] == kept
+    pairs = _Pairs(demonstrations(), [*engine._replay, stored])
+    drawn = [pairs.draw(np.random.default_rng(i), 6) for i in range(30)]
+    answers = {tuple(row) for batch in drawn for row in list(batch.responses())[1::2]}
+    assert all(tuple(response) in answers for response in stored.responses())
+
+
+def rounds_of(replay, rounds) -> list[int]:
+    """Which rounds the kept samples are of."""
+    return [next(i for i, r in enumerate(rounds) if r.sequences is kept or same(r.sequences, kept)) for kept in replay]
+
+
+def same(first, second) -> bool:
+    return np.array_equal(first.tokens.values, second.tokens.values)
+
+
+def test_pairs_share_their_prompt():
+    """[demo, agent, demo, agent, ...], each demonstration as likely as any other however many samples it has."""
+    many = [samples(4, seed=seed).sequences for seed in range(5)]
+    pairs = _Pairs(demonstrations(6), [*many, samples(1, first=4).sequences])  # prompt 5 has no sample
+    drawn = [pairs.draw(np.random.default_rng(seed), 5) for seed in range(60)]
+    for batch in drawn:
+        assert (batch.prompt_ids[0::2] == batch.prompt_ids[1::2]).all()
+        assert all(row[1] == GOOD for row in list(batch.responses())[0::2])
+        assert all(row[1] == BAD for row in list(batch.responses())[1::2])
+        assert sorted(batch.prompt_ids[0::2]) == [0, 1, 2, 3, 4]
+    with pytest.raises(RayalignError, match="no sample answers the prompt of any demonstration"):
+        _Pairs(demonstrations(3), [samples(3, first=10).sequences])
+
+
+def test_a_fresh_reward_begins_again_each_round_and_a_warm_one_goes_on(untied):
+    """Fresh: a second round on the same samples is the first over again. Warm: it starts where the first ended."""
+    margins = {}
+    for start in ("fresh", "warm"):
+        engine = reward_engine(untied, demonstrations(), start=start, steps=4)
+        margins[start] = [values(engine.update([samples()]))["margin_demo_minus_agent"] for _ in range(2)]
+        assert engine.version == 2
+        assert engine.score([samples()]).reward_version == 2
+    assert margins["fresh"][0] == pytest.approx(margins["warm"][0], rel=1e-5)
+    assert margins["fresh"][1] == pytest.approx(margins["fresh"][0], rel=0.2)
+    assert margins["warm"][1] > 1.5 * margins["warm"][0]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_fresh_rewards_do_not_pile_up(untied, zero_stage):
+    """A round lets go of the weights and optimiser state of the round before it."""
+
+    def held_bytes() -> int:
+        gc.collect()
+        tensors = [value for value in gc.get_objects() if type(value) in (torch.Tensor, torch.nn.Parameter)]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    engine = reward_engine(untied, demonstrations(), start="fresh", steps=1, learner=learner_config(zero_stage=zero_stage))
+    held = []
+    for _ in range(2):
+        engine.update([samples()])
+        engine.update([samples()])
+        held.append(held_bytes())
+    weights = sum(tensor.nbytes for _, tensor in engine._learner.weights())
+    assert held[1] - held[0] < weights / 2
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_saved_reward_gives_the_same_scores(untied, pooling, tmp_path):
+    """Pooling and normaliser included; a scorer needs no DeepSpeed."""
+    engine = reward_engine(untied, demonstrations(), pooling=pooling)
+    engine.update([samples()])
+    engine.save(str(tmp_path))
+    scorer = RewardScorer(ScorerSetup(str(tmp_path), model_config(), learner_config(micro_batch_tokens=20)))
+    sequences = random_sequences(7, seed=3)
+    np.testing.assert_allclose(plain_scores(scorer, sequences), plain_scores(engine, sequences), atol=1e-5)
+
+
+def test_scores_that_are_not_finite_are_not_handed_on(untied):
+    engine = reward_engine(untied, demonstrations(), steps=1)
+    with torch.no_grad():
+        engine._reward.lm.score.weight.fill_(float("inf"))
+    with pytest.raises(RayalignError, match="not finite"):
+        engine._fit_normaliser(samples().sequences)
+
+
+def test_a_reward_from_a_function():
+    """It sees texts in the samples' order; a wrong number of values, or one that is no number, is an error."""
+
+    def decode(tokens):
+        return " ".join(map(str, tokens))
+
+    rollout = samples(3)
+    length = FunctionReward(lambda prompts, responses: [len(r.split()) for r in responses], decode, decode)
+    scores = length.score([rollout, samples(2, first=3)])
+    assert scores.values.tolist()[:3] == rollout.sequences.response_lengths.tolist()
+    assert scores.rows.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(RayalignError, match="gave .* values for 3 samples"):
+        FunctionReward(lambda prompts, responses: [0.0], decode, decode).score([rollout])
+    with pytest.raises(RayalignError, match="sample 1.*nan"):
+        FunctionReward(lambda prompts, responses: [0.0, math.nan, 1.0], decode, decode).score([rollout])
