@@ -77,7 +77,8 @@ class FunctionRewardFactory:
     function: RewardFunction
 
     def __call__(self, setup: RewardSetup) -> FunctionReward:
-        template = Template(load_tokenizer(setup.tokenizer), setup.chat_template)
+        tokenizer = load_tokenizer(setup.tokenizer, trust_remote_code=setup.model.trust_remote_code)
+        template = Template(tokenizer, setup.chat_template)
         return FunctionReward(self.function, template.decode_prompt, template.decode_response)
 
 

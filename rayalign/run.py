@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from rayalign.config.base import stage_reference
 from rayalign.config.data import DataSource
 from rayalign.config.load import dump_config
 from rayalign.config.run import RunConfig
@@ -149,7 +151,23 @@ def _settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
             f"run.{key}": source.model_dump(mode="json") if isinstance(source, DataSource) else source
             for key, source in shared.items()
         },
+        **{f"input stage:{name}": _identity(config, name) for name in sorted(_inputs(config, stage))},
     }
+
+
+def _inputs(config: RunConfig, stage: Stage) -> set[str]:
+    """The stages whose artifacts a stage reads."""
+    locations = [need.location for need in needs_of(config, stage)]
+    locations.append(config.model.tokenizer or config.model.path)
+    references = [stage_reference(location) for location in locations if location]
+    return {reference[0] for reference in references if reference} - {stage.name}
+
+
+def _identity(config: RunConfig, name: str) -> str:
+    """What a stage's artifacts were made from, all the way up, in a few letters."""
+    stage = next(stage for stage in config.stages if stage.name == name)
+    settings = json.dumps(_settings(config, stage), sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
 def _is_done(config: RunConfig, folder: Path, stage: Stage) -> bool:

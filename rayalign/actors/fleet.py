@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rayalign.actors.cluster import cluster_nodes, connect
 from rayalign.actors.local_workers import LocalWorkers
@@ -25,11 +27,12 @@ class RayFleet:
 
     def __init__(self, placement: PlacementConfig, *, max_staleness: int = 0, actor_logs: bool = False) -> None:
         self._placement = placement
+        self._shared: PlacementGroup | None = None
+        self._started_ray = False
         self.plan = make_plan(placement, max_staleness=max_staleness)
         self._started_ray = connect(placement, actor_logs)
         try:
             check_fits(self.plan, cluster_nodes())
-            self._shared = _shared_bundles(self.plan, placement) if self.plan.colocated else None
         except BaseException:
             self.close()
             raise
@@ -49,6 +52,8 @@ class RayFleet:
 
     def start(self, role: str, factory: Callable[[Any], Any], setups: Sequence[Any]) -> RayWorkers:
         """Places a group's actors and builds worker i from setups[i]; all build at the same time."""
+        if self.plan.colocated and self._shared is None:
+            self._shared = _shared_bundles(self.plan, self._placement)
         workers = RayWorkers(self.plan.groups[role], self._placement.deadlines, bundles=self._shared)
         try:
             if role != "rollout":
@@ -69,13 +74,20 @@ class RayFleet:
         policy.submit(_connect_sender, [(client, transfer)] * len(policy), phase="sync: joining").result()
 
     def run_ranks(self, loop: Callable[..., None], setup: Any, on_report: Callable[[Any], None]) -> None:
-        """Runs `loop` on every rank with Ray Train's TorchTrainer."""
-        run_ray_train(loop, setup, self.plan.groups["policy"], on_report)
+        """Runs `loop` on every rank with Ray Train's TorchTrainer, on GPUs that no group holds meanwhile."""
+        self._free_shared()
+        run_ray_train(loop, setup, self.plan.groups["policy"], self._placement.deadlines, on_report)
 
     def close(self) -> None:
-        """Ends a Ray that was started here."""
+        """Gives back what was reserved, and ends a Ray that was started here."""
+        self._free_shared()
         if self._started_ray:
             ray.shutdown()
+
+    def _free_shared(self) -> None:
+        if self._shared is not None:
+            remove_placement_group(self._shared)
+            self._shared = None
 
 
 class LocalFleet:
@@ -83,6 +95,8 @@ class LocalFleet:
 
     def __init__(self, placement: PlacementConfig) -> None:
         self.plan = make_plan(placement)
+        if not placement.policy.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engines take a GPU wherever they see one
 
     @property
     def weight_transfer(self) -> str:

@@ -41,7 +41,11 @@ class RayWorkers:
         self._tags = itertools.count()
         self.busy_s = 0.0
         self._bundles = bundles or reserve(plan, deadlines)
-        self.actors = [self._start(index) for index in range(plan.num_workers)]
+        try:
+            self.actors = [self._start(index) for index in range(plan.num_workers)]
+        except BaseException:
+            self._give_back()
+            raise
         # The manager logs whole remote tracebacks; what a person needs of them is in the error that is raised.
         logging.getLogger(FaultTolerantActorManager.__module__).setLevel(logging.CRITICAL)
         self._manager = FaultTolerantActorManager(self.actors, max_remote_requests_in_flight_per_actor=16)
@@ -99,6 +103,9 @@ class RayWorkers:
         """Ends the actors and gives their resources back."""
         for actor in self.actors:
             ray.kill(actor)
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._owned:
             remove_placement_group(self._bundles)
 
@@ -111,7 +118,7 @@ class RayWorkers:
                 self._bundles, placement_group_bundle_index=index
             ),
             # Threads equal the worker's cores; without it torch takes every core of the node.
-            "runtime_env": {"env_vars": thread_environment(self._plan.threads)},
+            "runtime_env": {"env_vars": worker_environment(self._plan)},
             "max_concurrency": 1,
         }
         return ray.remote(EngineWorker).options(**options).remote(name)
@@ -177,15 +184,21 @@ def reserve(plan: GroupPlan, deadlines: DeadlineConfig) -> PlacementGroup:
     """A placement group with one bundle a worker; waits for it until the deadline."""
     group = placement_group([plan.bundle] * plan.num_workers, strategy="PACK")
     what = f"placement.{plan.role}: {plan.num_workers} bundle(s) of {plan.bundle}"
-    fetch([group.ready()], deadline_s=deadlines.start_s, what=what)
+    try:
+        fetch([group.ready()], deadline_s=deadlines.start_s, what=what)
+    except BaseException:
+        remove_placement_group(group)
+        raise
     return group
 
 
-def thread_environment(threads: int) -> dict[str, str]:
-    """Environment of a worker that may use `threads` cores."""
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
+def worker_environment(plan: GroupPlan) -> dict[str, str]:
+    """Environment of a worker: the threads and the devices of its plan, no more."""
+    # Ray leaves every GPU visible to a worker that asked for none, and engines take a GPU wherever they see one.
+    hidden = {} if plan.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return hidden | {
+        "OMP_NUM_THREADS": str(plan.threads),
+        "MKL_NUM_THREADS": str(plan.threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # else each vLLM tells of its NUMA node

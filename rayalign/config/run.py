@@ -29,6 +29,11 @@ class RunConfig(Strict):
     stages: list[Stage] = Field(min_length=1)
 
     @property
+    def response_room(self) -> int | None:
+        """Tokens that every prompt leaves for a response, in all stages alike; None if no stage improves a policy."""
+        return max((s.sampling.max_new_tokens for s in self.stages if isinstance(s, IrlStage)), default=None)
+
+    @property
     def max_staleness(self) -> int:
         """The most that any stage allows."""
         return max((stage.max_staleness for stage in self.stages if isinstance(stage, IrlStage)), default=0)
@@ -104,6 +109,11 @@ class RunConfig(Strict):
                 raise ValueError(
                     f"stages.{stage.name}.improve.reference: with model.lora the reference is the model without its "
                     "adapter, which does not move; set it to start, or remove lora"
+                )
+            if self.model.lora and isinstance(stage, IrlStage) and self.model.lora.dropout:
+                raise ValueError(
+                    f"model.lora.dropout ({self.model.lora.dropout:g}): stage {stage.name} compares log-probs, which "
+                    "dropout makes random; set it to 0"
                 )
         return self
 

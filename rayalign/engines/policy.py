@@ -100,7 +100,7 @@ class PolicyEngine:
 
     def negative_log_likelihood(self, sequences: Sequences) -> Metrics:
         """Nats a response of demonstrations under the policy, and nats a token."""
-        logprobs = self._logprobs(sequences)
+        logprobs = self._gathered_logprobs(sequences, lambda engine, batch: engine(batch)[0])
         total = -float(logprobs.sum())
         return {"nll_sequence": Mean(total, len(sequences)), "nll_token": Mean(total, logprobs.numel())}
 

@@ -31,6 +31,7 @@ class RewardModel(nn.Module):
     def __init__(self, classifier: Any, *, pooling: Pooling) -> None:
         super().__init__()
         self.lm = classifier
+        _head(classifier).__class__ = Float32Head  # the same weights under the same name
         self.pooling = pooling
         self.mean = 0.0
         self.std = 1.0
@@ -71,14 +72,14 @@ class RewardModel(nn.Module):
         states = self.lm.base_model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
         ).last_hidden_state
-        response = states.reshape(-1, states.shape[-1]).index_select(0, batch.responses_at)
+        response = states.reshape(-1, states.shape[-1]).index_select(0, batch.responses_at).float()
         if self.pooling == "mean":
             ids = segment_ids(batch.response_lengths, num_tokens=len(response))
             sums = response.new_zeros(len(batch.rows), response.shape[-1]).index_add(0, ids, response)
             pooled = sums / batch.response_lengths.unsqueeze(-1)
         else:
             pooled = response[batch.response_lengths.cumsum(0) - 1]
-        return _head(self.lm)(pooled).squeeze(-1).float()
+        return _head(self.lm)(pooled).squeeze(-1)
 
     def wire_weights(self) -> Iterator[WireWeight]:
         """Every weight under its checkpoint's name."""
@@ -89,6 +90,15 @@ class RewardModel(nn.Module):
         """A Hugging Face folder, with pooling and normaliser in its config."""
         self.lm.config.rayalign_reward = {"pooling": self.pooling, "mean": self.mean, "std": self.std}
         save_folder(self.lm, folder, weights)
+
+
+class Float32Head(nn.Linear):
+    """A linear head that computes in float32 whatever its weights are kept in: bfloat16 scores would tie."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[B, H] -> [B, 1] float32."""
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(input.float(), self.weight.float(), bias)
 
 
 def _head(classifier: Any) -> nn.Linear:

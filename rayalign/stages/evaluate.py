@@ -107,8 +107,8 @@ def _cell(
         cell["golden"] = mean_interval(_by_prompt(golden, sequences)).as_dict()
         cell |= golden_attributes(stage.golden, context.template(), sequences)
         if scores is not None and stage.num_per_prompt > 1:
-            right, num = rank_accuracy(scores, golden, sequences.prompt_ids)
-            cell["rank_accuracy"] = proportion_interval(round(right), num).as_dict() if num else None
+            by_prompt = rank_accuracy(scores, golden, sequences.prompt_ids)
+            cell["rank_accuracy"] = mean_interval(by_prompt).as_dict() if len(by_prompt) else None
     return cell
 
 
@@ -141,7 +141,6 @@ def _examples(context: RunContext, stage: EvaluateStage, samples: Samples) -> li
         examples.append(
             {
                 "prompt": template.decode_prompt(prompt),
-                "demonstration": None,
                 "answers": {name: template.decode_response(next(s.responses())) for name, s in answers.items()},
             }
         )

@@ -45,17 +45,17 @@ def golden_expert(name: str, run_folder: Path) -> float | None:
     return None
 
 
-def rank_accuracy(scores: np.ndarray, golden: np.ndarray, prompt_ids: np.ndarray) -> tuple[float, int]:
-    """Pairs of samples of one prompt that the learned reward orders as the known one does; ties count half.
+def rank_accuracy(scores: np.ndarray, golden: np.ndarray, prompt_ids: np.ndarray) -> np.ndarray:
+    """For each prompt, the share of its pairs of samples that the learned reward orders as the known one does.
 
-    Returns (sum over pairs, number of pairs with different known rewards).
+    Ties of the learned reward count half; prompts whose samples all have one known reward are left out. [P] float.
     """
-    right, num = 0.0, 0
+    shares = []
     for prompt in np.unique(prompt_ids):
         rows = np.flatnonzero(prompt_ids == prompt)
         first, second = np.triu_indices(len(rows), k=1)
         truth = np.sign(golden[rows[first]] - golden[rows[second]])
         agree = truth * np.sign(scores[rows[first]] - scores[rows[second]])
-        right += float(((agree[truth != 0] + 1) / 2).sum())
-        num += int((truth != 0).sum())
-    return right, num
+        if (truth != 0).any():
+            shares.append(float(((agree[truth != 0] + 1) / 2).mean()))
+    return np.array(shares)

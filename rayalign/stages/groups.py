@@ -16,20 +16,23 @@ from rayalign.types import Rollout, Scores, Sequences, Stored, TokenizedPrompts,
 
 StoredRollouts = list[Stored[Rollout]]
 StoredScores = list[Stored[Scores]]
+MAX_UNMOVED = 5  # syncs in a row that may leave the weights as they were
 
 
-@dataclass(frozen=True)
+@dataclass
 class PendingRollouts:
     """Samples being drawn."""
 
     _pending: Pending[Stored[Rollout]]
     _group: RolloutGroup
+    _drawn: StoredRollouts | None = None
 
     def result(self) -> StoredRollouts:
-        """One stored rollout a worker, in the order of the prompts."""
-        rollouts = self._pending.result()
-        self._group.sleep()
-        return rollouts
+        """One stored rollout a worker, in the order of the prompts; waits the first time."""
+        if self._drawn is None:
+            self._drawn = self._pending.result()
+            self._group.sleep()
+        return self._drawn
 
 
 class RolloutGroup:
@@ -126,6 +129,7 @@ class PolicyGroup:
         self.version = 0
         self._rollout = rollout
         self._digest = ""
+        self._unmoved = 0
 
     def improve(self, rollouts: StoredRollouts, scores: StoredScores) -> Metrics:
         """One update; `version` advances by one."""
@@ -146,9 +150,18 @@ class PolicyGroup:
             raise SyncError(f"after the sync of policy v{self.version} the replicas hold v{report.version}")
         if sent.digest and report.digest != sent.digest:
             raise SyncError(f"policy v{self.version} sent weights {sent.digest}, the replicas hold {report.digest}")
-        if self.version > 0 and report.digest == self._digest:
-            raise SyncError(f"the update to policy v{self.version} left the replicas' weights as they were")
+        if not sent.digest:
+            self._check_moved(report.digest)
         self._digest = report.digest
+
+    def _check_moved(self, digest: str) -> None:
+        """Where the sender makes no checksum, weights that never change are the sign of a sync that delivers nothing.
+
+        One update may rightly change nothing: equal scores have no gradient, a small step is lost in bfloat16.
+        """
+        self._unmoved = self._unmoved + 1 if digest == self._digest else 0
+        if self._unmoved >= MAX_UNMOVED:
+            raise SyncError(f"{self._unmoved} updates up to policy v{self.version} left the replicas' weights as they were")
 
     def mismatch(self, rollouts: StoredRollouts) -> Metrics:
         """Nats a token between the samplers' log-probs and the policy's."""

@@ -49,7 +49,10 @@ def load_demonstrations(context: RunContext, stage: str) -> DemonstrationSplit:
 def sequences_of(context: RunContext, source: DataSource) -> Sequences:
     """Rows with a prompt and a response, as sequences."""
     rows, places, tally = _read(context, source, shapes.demonstrations)
-    sequences = tokenize_demonstrations(rows, context.template(), **_fit(context), places=places, tally=tally)
+    room = context.config.response_room
+    sequences = tokenize_demonstrations(
+        rows, context.template(), **_fit(context), room=room, places=places, tally=tally
+    )
     _tell(context, source, tally)
     return sequences
 
@@ -59,6 +62,7 @@ def load_prompts(context: RunContext, source: DataSource, *, room: int, limit: i
     if limit is not None and (source.limit is None or source.limit > limit):
         source = source.model_copy(update={"limit": limit})
     rows, places, tally = _read(context, source, shapes.prompts)
+    room = max(room, context.config.response_room or 0)  # one cut for all stages, or their prompts would not match
     prompts = tokenize_prompts(rows, context.template(), **_fit(context), room=room, places=places, tally=tally)
     _tell(context, source, tally)
     return prompts

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
+
 from rayalign.config.stages import IrlStage
 from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
@@ -49,6 +51,8 @@ def alternate(context: RunContext, stage: IrlStage, groups: IrlGroups) -> None:
                     scores = groups.reward.score(batch)
                 with watch.clock.phase("policy_update"):
                     metrics = groups.policy.improve(batch, scores)
+                with watch.clock.phase("generate"):
+                    samples.settle()
                 with watch.clock.phase("sync"):
                     groups.policy.sync()
                 note = watch.log_step(round_number, batch, prefixed(metrics, "policy"))
@@ -70,22 +74,27 @@ class _SampleQueue:
         self._stage, self._groups = stage, groups
         self._cursor = Cursor(len(groups.prompts), seed=groups.seed, fingerprint=fingerprint(groups.prompts))
         self._asked = 0
+        self._waiting: deque[PendingRollouts] = deque()
+
+    def settle(self) -> None:
+        """Waits for what is being drawn: weights never change under a generation, nor wait for one on their deadline."""
+        for pending in self._waiting:
+            pending.result()
 
     def batches(self, watch: IrlWatch) -> Iterator[StoredRollouts]:
         """One round's batches. Raises StaleSamples for one that is older than it may be."""
-        waiting: deque[PendingRollouts] = deque()
         for step in range(self._stage.improve.steps):
             ahead = min(self._stage.max_staleness, self._stage.improve.steps - 1 - step)
-            while len(waiting) <= ahead:
-                waiting.append(self._ask())
+            while len(self._waiting) <= ahead:
+                self._waiting.append(self._ask())
             with watch.clock.phase("generate"):
-                batch = waiting.popleft().result()
+                batch = self._waiting.popleft().result()
             self._admit(batch)
             yield batch
 
     def _ask(self) -> PendingRollouts:
         step = self._stage.improve
-        prompts = self._groups.prompts.take(self._cursor.take(step.prompts_per_step))
+        prompts = self._groups.prompts.take(self._different_prompts(step.prompts_per_step))
         self._asked += 1
         return self._groups.rollout.submit(
             prompts,
@@ -93,6 +102,13 @@ class _SampleQueue:
             num_per_prompt=step.samples_per_prompt,
             seed=self._groups.seed_of("improve", self._asked),
         )
+
+    def _different_prompts(self, num: int) -> np.ndarray:
+        """Rows of the next prompts, none twice: a prompt's seed and its group are its own within a batch."""
+        rows: dict[int, None] = {}
+        while len(rows) < num:
+            rows |= dict.fromkeys(self._cursor.take(num - len(rows)).tolist())
+        return np.array(list(rows))
 
     def _admit(self, batch: StoredRollouts) -> None:
         oldest = min(stored.summary.policy_version for stored in batch)

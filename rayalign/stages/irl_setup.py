@@ -81,6 +81,7 @@ def start_groups(context: RunContext, stage: IrlStage) -> Iterator[IrlGroups]:
     prompts = _improvement_prompts(context, stage, demonstrations)
     negatives = [_negatives(context, location, demonstrations.train) for location in stage.reward.negatives]
     rollout = context.rollout_group(context.locate(stage.policy))
+    rollout.sleep()  # where it shares GPUs, the trainers load next
     with contextlib.ExitStack() as stack:
         with context.progress.stage("starting the reward group"):
             setup = _reward_setup(context, stage, demonstrations.train, negatives)
@@ -114,9 +115,15 @@ def _improvement_prompts(context: RunContext, stage: IrlStage, split: Demonstrat
 
 
 def _negatives(context: RunContext, location: str, demonstrations: Sequences) -> Sequences:
-    samples = matched_to(demonstrations, load_samples(context.locate(location)))
+    stored = load_samples(context.locate(location))
+    samples = matched_to(demonstrations, stored)
     if not len(samples):
         raise DataError(f"{location}: no sample answers the prompt of a demonstration; sample on their prompts")
+    if len(samples) < len(stored):
+        context.progress.say(
+            f"{location}: {len(stored) - len(samples)} of {len(stored)} samples answer no training demonstration's "
+            "prompt; left out"
+        )
     return samples
 
 

@@ -54,12 +54,16 @@ class IrlWatch:
 
     def log_step(self, round_number: int, batch: StoredRollouts, metrics: Metrics) -> dict[str, float]:
         """One policy step, with where its time went; the canary when it is due. Returns what the bar shows."""
-        self.clock.tokens("generate", sum(stored.summary.num_response_tokens for stored in batch))
+        num_tokens = sum(stored.summary.num_response_tokens for stored in batch)
+        generate_s = max(stored.summary.generate_s for stored in batch)  # replicas draw at the same time
+        for phase in ("score", "policy_update"):
+            self.clock.tokens(phase, num_tokens)
         for workers in self._workers():
             self.clock.busy(workers.role, workers.busy_s - self._busy_s[workers.role])
             self._busy_s[workers.role] = workers.busy_s
         lag = self._groups.policy.version - 1 - min(stored.summary.policy_version for stored in batch)
-        record = metrics | self.clock.lap() | {"staleness": Last(lag)}
+        record = metrics | self.clock.lap()
+        record |= {"staleness": Last(lag), "tokens_per_s/generate": Mean(num_tokens, generate_s)}
         self._context.tracker.log(self._stage.name, round_number, self._step, record)
         self._step += 1
         if self._step % self._stage.canary_every == 0:
@@ -115,8 +119,8 @@ class IrlWatch:
         self._last_probe_scores = demo_scores
         if self._stage.golden:
             golden = golden_scores(self._stage.golden, self._context.template(), agent)
-            right, num = rank_accuracy(agent_scores, golden, agent.prompt_ids)
-            metrics |= {"rank_accuracy_policy": Mean(right, num)} if num else {}
+            by_prompt = rank_accuracy(agent_scores, golden, agent.prompt_ids)
+            metrics |= {"rank_accuracy_policy": Mean(float(by_prompt.sum()), len(by_prompt))} if len(by_prompt) else {}
         return metrics
 
     def _workers(self) -> list:

@@ -25,7 +25,7 @@ from rayalign.engines.sft import SftEngine
 from rayalign.errors import DataError
 from rayalign.ports import SftSetup
 from rayalign.stages.context import RunContext, written_aside
-from rayalign.stages.inputs import sequences_of
+from rayalign.stages.inputs import load_demonstrations, sequences_of
 from rayalign.telemetry.metrics import Metrics, values
 from rayalign.types import Sequences
 
@@ -130,7 +130,7 @@ def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Bat
             batch_size=stage.batch_size,
         )
         return streamed, stage.max_steps
-    sequences = sequences_of(context, source)
+    sequences = load_demonstrations(context, stage.name).train if stage.data is None else sequences_of(context, source)
     batch_size = min(stage.batch_size, len(sequences))
     num_steps = stage.epochs * -(-len(sequences) // batch_size)
     in_memory = InMemory(sequences, batch_size, context.config.seed)
@@ -138,9 +138,8 @@ def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Bat
 
 
 def _setup(context: RunContext, stage: SftStage, total_steps: int) -> SftSetup:
-    path = context.locate(stage.policy or context.config.model.path) if stage.scratch is None else None
     return SftSetup(
-        path=path,
+        path=_start(context, stage),
         scratch=_architecture(context, stage.scratch),
         model=context.config.model,
         learner=context.config.learner,
@@ -150,7 +149,14 @@ def _setup(context: RunContext, stage: SftStage, total_steps: int) -> SftSetup:
     )
 
 
+def _start(context: RunContext, stage: SftStage) -> str | None:
+    """The folder or hub name of the weights to start from; None from scratch."""
+    return None if stage.scratch else context.locate(stage.policy or context.config.model.path)
+
+
 def _fit(context: RunContext, stage: SftStage, job: SftJob) -> None:
+    if context.config.placement.colocate:
+        context.close_sampler()  # Ray Train takes the GPUs
     done = 0
     with context.progress.stage(stage.name, total=job.setup.total_steps) as bar:
 
@@ -182,9 +188,10 @@ def _cache_folder(context: RunContext, stage: SftStage, sequences: Sequences) ->
         "num_ranks": context.fleet.num_workers("policy"),
         "special": context.template().model_settings(),
     }
-    if stage.policy is not None:
-        files = sorted(Path(context.locate(stage.policy)).glob("*.safetensors"))
-        settings["start"] = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+    start = _start(context, stage)
+    if start is not None:
+        files = sorted(Path(start).glob("*.safetensors"))
+        settings["start"] = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files] or start
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for array in (sequences.tokens.values, sequences.tokens.lengths, sequences.prompt_lengths):
         digest.update(array.tobytes())

@@ -89,4 +89,6 @@ def test_one_step_off_policy_is_bounded_and_recorded(loop_values: dict[str, Any]
     rft["improve"] |= {"steps": 4}
     found = steps(run(loop_values, tmp_path))
     assert [row["staleness"] for row in found] == [0, 1, 1, 1]
-    assert all(row["policy/importance_mean"] != 1.0 for row in found[1:])
+    # On-policy the two engines agree to rounding; a version apart they do not, and the weights correct for it.
+    assert found[0]["policy/mismatch_mean"] < 1e-5
+    assert all(row["policy/mismatch_mean"] > 1e-3 for row in found[1:])

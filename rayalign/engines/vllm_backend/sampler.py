@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from rayalign.config.stages import SamplingConfig
@@ -157,7 +158,8 @@ class VllmSampler:
 
     def load_checkpoint(self, path: str, *, version: int) -> None:
         """Takes the weights of a Hugging Face folder of the same architecture, for evaluation and sampling."""
-        files = sorted(str(file) for file in Path(path).glob("*.safetensors"))
+        folder = Path(path if Path(path).is_dir() else snapshot_download(path, allow_patterns="*.safetensors"))
+        files = sorted(str(file) for file in folder.glob("*.safetensors"))
         if not files:
             raise UserError(f"{path} holds no *.safetensors; give a folder saved by save_pretrained")
         self.start_weight_update()
@@ -195,7 +197,11 @@ def _received_digest(worker: Any) -> str:
 
 
 def _load_files(worker: Any, files: list[str]) -> None:
-    worker.weight_transfer_engine.load(_tensors(files))
+    engine = worker.weight_transfer_engine
+    if hasattr(engine, "load"):
+        engine.load(_tensors(files))
+    else:  # vLLM's own engines, between their start and finish of a layerwise reload
+        engine.model.load_weights(_tensors(files))
 
 
 def _tensors(files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -51,7 +51,7 @@ def register() -> None:
 def extend_digest(checksum: int, name: str, tensor: torch.Tensor) -> int:
     """A checksum over names and bytes, in order; sender and receivers must agree on it."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return zlib.crc32(flat.numpy(), zlib.crc32(name.encode(), checksum))
+    return zlib.crc32(flat.cpu().numpy(), zlib.crc32(name.encode(), checksum))
 
 
 @dataclass
