@@ -158,7 +158,17 @@ def _train(parsed: argparse.Namespace) -> None:
 
 
 def _demo(parsed: argparse.Namespace) -> None:
-    _run(_load("demo", parsed.overrides))
+    _run(_load("demo", [*_demo_placement(), *parsed.overrides]))
+
+
+def _demo_placement() -> list[str]:
+    """On a machine with a GPU vLLM's GPU build knows no CPU: the three groups take turns on one GPU."""
+    from rayalign.preflight.machine import gpus
+
+    if not gpus():
+        return []
+    groups = [f"placement.{role}={{gpus: 1, cpus: 1}}" for role in ("policy", "reward", "rollout")]
+    return [*groups, "placement.colocate=true", "placement.gpu_memory_frac=0.3"]
 
 
 def _config(parsed: argparse.Namespace) -> None:
