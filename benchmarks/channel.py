@@ -17,6 +17,12 @@ from typing import Any
 
 START_S = 600.0
 ORDER_S = 600.0
+# A thread that waits gives its core up after some thousand turns, and freed memory is kept for the next tensor.
+TUNED = {
+    "GOMP_SPINCOUNT": "1000",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+}
 
 Record = dict[str, float]
 
@@ -54,12 +60,13 @@ class ContenderFailed(Exception):
 class Contender:
     """The benchmark's end: one process, one system, one setting. Idle between orders."""
 
-    def __init__(self, name: str, command: list[str], *, threads: int, log: Path) -> None:
+    def __init__(self, name: str, command: list[str], *, threads: int, tuned: bool, log: Path) -> None:
         self.name = name
         self._log = log
-        # A virtual environment of another contender, or thread counts of this shell, must not leak into it.
-        kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV", "RAY_ADDRESS"}}
-        environment = kept | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        # What this shell has set for another interpreter, a cluster or its threads must not leak into it.
+        foreign = {"PYTHONPATH", "VIRTUAL_ENV", "RAY_ADDRESS", *TUNED}
+        environment = {k: v for k, v in os.environ.items() if k not in foreign} | (TUNED if tuned else {})
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         started = time.perf_counter()
         with log.open("wb") as stderr:

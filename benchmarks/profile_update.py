@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--size", default="15m", choices=list(workload.ARCHITECTURES))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
     parser.add_argument("--zero-stage", type=int, default=0, choices=[0, 1, 2, 3])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--top", type=int, default=18, help="operators shown")
@@ -124,7 +125,7 @@ def main() -> None:
     work = workload.CORES
     with tempfile.TemporaryDirectory() as folder:
         workload.make_model(Path(folder), arguments.size, work)
-        setup = LoopSetup(folder, arguments.dtype, work, zero_stage=arguments.zero_stage)
+        setup = LoopSetup(folder, arguments.dtype, work, zero_stage=arguments.zero_stage, attention=arguments.attention)
         engine = PolicyEngine(policy_setup(setup))
     batch = samples(work, workload.ARCHITECTURES[arguments.size]["vocab_size"])
     print(f"policy update, {arguments.size}, {arguments.dtype}, {arguments.threads} thread(s), seconds (medians)")

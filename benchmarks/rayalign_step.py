@@ -41,12 +41,15 @@ class LoopSetup:
     work: Work = workload.CORES
     zero_stage: int = 0
     lora: bool = False
+    attention: str = "sdpa"
 
     @property
     def model_config(self) -> ModelConfig:
         """The model in this dtype."""
         lora = LoraConfig() if self.lora else None
-        return ModelConfig(path=self.model, dtype=self.dtype, max_length=self.work.max_length, lora=lora)
+        return ModelConfig(
+            path=self.model, dtype=self.dtype, max_length=self.work.max_length, lora=lora, attention=self.attention
+        )
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -208,10 +211,11 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16"])
     parser.add_argument("--threads", required=True, type=int)
+    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
     parser.add_argument("--backend", default="ray", choices=["ray", "inprocess"])
     arguments = parser.parse_args()
     channel = Channel()
-    setup = LoopSetup(arguments.model, arguments.dtype)
+    setup = LoopSetup(arguments.model, arguments.dtype, attention=arguments.attention)
     with running_loop(placement_on_cores(arguments.backend, arguments.threads), setup) as loop:
         loop.step()
         channel.ready(mismatch_mean=loop.mismatch())

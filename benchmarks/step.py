@@ -4,7 +4,8 @@
     python benchmarks/step.py --out step.json  # the long form, for a machine that does nothing else
 
 A step is 8 prompts x 4 samples x 64 forced new tokens, a reward function that costs nothing, one AdamW step, and for
-rayalign the weight sync. Each system is first screened over dtypes and threads, and its best setting named; then the
+rayalign the weight sync. Each system is first screened over dtypes, threads, attention and
+environment, and its best setting named; then the
 best ones take turns (A B C D, D C B A, ...), so that drift of the machine hits all alike. Everything printed was
 measured in this run. See benchmarks/README.md for how to read it.
 """
@@ -27,7 +28,7 @@ from typing import Any
 
 import step_report
 import workload
-from channel import Contender, ContenderFailed, Record
+from channel import TUNED, Contender, ContenderFailed, Record
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = {"ray": "rayalign_step.py", "inprocess": "rayalign_step.py", "trl": "trl_step.py", "vllm": "bare_vllm.py"}
@@ -42,9 +43,11 @@ class Setting:
     system: str
     dtype: str
     threads: int
+    attention: str = "sdpa"  # of the trainer (and of TRL's generation)
+    tuned: bool = True  # with channel.TUNED in its environment
 
     def __str__(self) -> str:
-        return f"{self.system} {self.dtype} {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.system}: {step_report.described(vars(self))}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Plan:
     sizes: list[str]
     threads: list[int]
     systems: list[str]
+    refinements: list[dict[str, Any]]  # tried on a system's fastest dtype and threads
     screen_steps: int
     rounds: int
     steps_a_round: int
@@ -74,9 +78,11 @@ class Bench:
         command += ["--dtype", setting.dtype, "--threads", str(setting.threads)]
         if setting.system in {"ray", "inprocess"}:
             command += ["--backend", setting.system]
+        if setting.system != "vllm":
+            command += ["--attention", setting.attention]
         self._started += 1
         log = self._folder / f"{self._started}-{setting.system}.log"
-        contender = Contender(str(setting), command, threads=setting.threads, log=log)
+        contender = Contender(str(setting), command, threads=setting.threads, tuned=setting.tuned, log=log)
         self._alive.append(contender)
         return contender
 
@@ -137,8 +143,16 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     cores = os.cpu_count() or 1
     systems = ["ray"] + ([] if arguments.quick else ["inprocess"]) + ([] if arguments.no_trl else ["trl"])
     threads = arguments.threads or ([cores] if arguments.quick else sorted({1, cores}))
-    rounds = arguments.rounds or (3 if arguments.quick else 10)
-    return Plan(arguments.sizes, threads, systems, 2 if arguments.quick else 4, rounds, 1 if arguments.quick else 2)
+    quick = arguments.quick
+    return Plan(
+        sizes=arguments.sizes,
+        threads=threads,
+        systems=systems,
+        refinements=[{"attention": "eager"}] + ([] if quick else [{"tuned": False}]),
+        screen_steps=2 if quick else 4,
+        rounds=arguments.rounds or (3 if quick else 10),
+        steps_a_round=1 if quick else 2,
+    )
 
 
 def trl_environment() -> str:
@@ -171,22 +185,30 @@ def measure(size: str, plan: Plan, trl_python: str | None) -> dict[str, Any]:
 
 
 def screen(bench: Bench, system: str, plan: Plan, screened: dict[str, float]) -> tuple[Setting, Contender]:
-    """The system's fastest setting, left running; the others are ended."""
+    """The system's fastest setting, left running; the others are ended.
+
+    First dtypes and threads, then for the fastest of these the other attention and the other environment.
+    """
     best: tuple[float, Setting, Contender] | None = None
+
+    def try_out(setting: Setting) -> None:
+        nonlocal best
+        contender = bench.start(setting)
+        seconds = median(record["step_s"] for record in contender.steps(plan.screen_steps))
+        screened[str(setting)] = seconds
+        print(f"  screened {setting}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
+        loser = contender
+        if best is None or seconds < best[0]:
+            loser, best = best[2] if best else None, (seconds, setting, contender)
+        if loser is not None:
+            bench.stop(loser)
+
     for threads in plan.threads:
         for dtype in DTYPES[system]:
-            setting = Setting(system, dtype, threads)
-            contender = bench.start(setting)
-            seconds = median(record["step_s"] for record in contender.steps(plan.screen_steps))
-            screened[str(setting)] = seconds
-            print(f"  screened {setting}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
-            if best is None or seconds < best[0]:
-                if best is not None:
-                    bench.stop(best[2])
-                best = (seconds, setting, contender)
-            else:
-                bench.stop(contender)
+            try_out(Setting(system, dtype, threads))
     assert best is not None
+    for change in plan.refinements:
+        try_out(replace(best[1], **change))
     return best[1], best[2]
 
 
@@ -212,10 +234,12 @@ def model_folder(size: str) -> Iterator[tuple[Path, int]]:
 def profile(size: str, found: dict[str, Any]) -> None:
     """Where the policy update's time goes, at the setting that missed."""
     setting = found["settings"]["ray"]
-    command = [sys.executable, str(HERE / "profile_update.py"), "--size", size, "--dtype", setting["dtype"]]
+    command = [sys.executable, str(HERE / "profile_update.py"), "--size", size]
+    command += [word for key in ("dtype", "threads", "attention") for word in (f"--{key}", str(setting[key]))]
     print(f"\nA target was missed at {size}. Where the step went is in the table above; the policy update:", flush=True)
     with open(os.devnull, "w") as nowhere:
-        subprocess.run([*command, "--threads", str(setting["threads"])], stderr=nowhere, check=False)
+        environment = os.environ | (TUNED if setting["tuned"] else {})
+        subprocess.run(command, stderr=nowhere, env=environment, check=False)
 
 
 if __name__ == "__main__":

@@ -103,19 +103,26 @@ def verdict_lines(judged: list[dict[str, Any]]) -> str:
 def table(size: str, found: dict[str, Any]) -> str:
     """One size: a line a system, then rayalign's phases."""
     lines = [f"\n{size}: {found['parameters']:,} parameters; medians (least to most)"]
-    lines.append(f"{'':<23}{'best setting':<22}{'seconds a step':<25}{'tokens/s':>9}{'of TRL':>18}")
+    lines.append(f"{'':<23}{'best setting':<32}{'seconds a step':<25}{'tokens/s':>9}{'of TRL':>18}")
     for system, numbers in found["summary"].items():
         setting = found["settings"][system]
         ratio = numbers.get("times_as_fast_as_trl")
         note = f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})" if ratio else ""
         lines.append(
-            f"{NAMES[system]:<23}{setting['dtype'] + ', ' + str(setting['threads']) + ' thr':<22}"
+            f"{NAMES[system]:<23}{described(setting):<32}"
             f"{shown(numbers['step_s']):<25}{numbers['tokens_per_s']['median']:>9,.0f}{note:>18}"
         )
     for system in ("ray", "inprocess"):
         if system in found["summary"]:
             lines.append(phases(NAMES[system], found["summary"][system]))
     return "\n".join(lines)
+
+
+def described(setting: dict[str, Any]) -> str:
+    """A setting in few words."""
+    threads = f"{setting['threads']} thread{'s' if setting['threads'] > 1 else ''}"
+    attention = "" if setting["system"] == "vllm" else f", {setting['attention']}"
+    return f"{setting['dtype']}, {threads}{attention}{'' if setting['tuned'] else ', plain environment'}"
 
 
 def phases(name: str, numbers: dict[str, Span]) -> str:

@@ -96,13 +96,15 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16", "autocast"])
     parser.add_argument("--threads", required=True, type=int)
+    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
     setup = parser.parse_args()
     channel = Channel()
     torch.set_num_threads(setup.threads)
     dtype = torch.bfloat16 if setup.dtype == "bfloat16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(setup.model, dtype=dtype, attn_implementation=setup.attention)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl.GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(setup.model, dtype=dtype),
+            model=model,
             reward_funcs=checked_reward,
             args=config_of(setup.dtype, folder),
             train_dataset=Dataset.from_list([{"prompt": p} for p in workload.read_prompts(Path(setup.model))]),

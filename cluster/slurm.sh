@@ -2,7 +2,7 @@
 # One rayalign run on Slurm: a Ray cluster over the nodes of the job, one submission, and a clean end.
 #
 #   cd the-checkout && make env EXTRA=gpu       # on a file system that every node sees
-#   sbatch cluster/slurm.sh configs/run.yaml placement.policy.gpus=8 placement.rollout.gpus=8 ...
+#   sbatch cluster/slurm.sh configs/rft.yaml placement.policy.gpus=8 placement.rollout.gpus=8 ...
 #
 # The arguments are those of `rayalign train`. The job's exit status is the run's. Options given to sbatch on the command
 # line win over these; some sites want --gres=gpu:8 for --gpus-per-node=8.
@@ -23,7 +23,7 @@ die() {
     echo "slurm.sh: $1" >&2
     exit 2
 }
-[ $# -ge 1 ] || die "name a configuration: sbatch cluster/slurm.sh configs/run.yaml [key.sub=value ...]"
+[ $# -ge 1 ] || die "name a configuration: sbatch cluster/slurm.sh configs/rft.yaml [key.sub=value ...]"
 command -v rayalign >/dev/null || die "there is no rayalign in $PWD/.venv: run make env EXTRA=gpu there first"
 
 # A token of this job only, in a file that only you can read and every node sees. Without it, anybody who reaches the

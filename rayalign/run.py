@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from rayalign.actors.plan import check_fits, make_plan
 from rayalign.config.base import stage_reference
 from rayalign.config.data import DataSource
 from rayalign.config.load import dump_config
@@ -64,19 +67,49 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
     pending = [stage for stage in config.stages if not _is_done(config, folder, stage)]
     own_reward = components is not None and components.reward is not built_in().reward
     check_run(config, pending, learned_reward=not own_reward)
+    if pending:
+        _check_fits_here(config)
     try:
-        _prepare_folder(config, folder)
-        progress = Progress(config.telemetry.progress, sys.stderr)
-        _say_done(progress, config, pending)
-        resolved = config.model_dump(mode="json")
-        with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
-            _run_stages(config, components or built_in(), folder, pending, tracker, progress)
-        _report(config, folder)
+        _make_folder(folder)
+        with _held(folder):
+            _write_config(config, folder)
+            _run_pending(config, components or built_in(), folder, pending)
     except (OSError, SafetensorError) as error:
         if not is_disk_full(error):
             raise
         raise UserError(f"{folder}: the disk is full; free some space and run again, finished stages stay") from error
     return folder
+
+
+def _run_pending(config: RunConfig, components: Components, folder: Path, pending: list[Stage]) -> None:
+    progress = Progress(config.telemetry.progress, sys.stderr)
+    _say_done(progress, config, pending)
+    resolved = config.model_dump(mode="json")
+    with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
+        _run_stages(config, components, folder, pending, tracker, progress)
+    _report(config, folder)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keeps the run folder to this process; the lock goes with it, however it ends."""
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another run; wait for it, or set name= for a new one") from None
+        yield
+
+
+def _check_fits_here(config: RunConfig) -> None:
+    """Raises PlacementError, before Ray is started on this machine, for a plan that it has no room for."""
+    from rayalign.actors.cluster import cluster_address, is_connected
+    from rayalign.preflight import machine
+
+    if config.placement.backend == "inprocess" or is_connected() or cluster_address(config.placement):
+        return
+    plan = make_plan(config.placement, max_staleness=config.max_staleness)
+    check_fits(plan, [{"CPU": float(machine.cpus()), "GPU": float(len(machine.gpus()))}])
 
 
 def artifacts_of(config: RunConfig, folder: Path) -> dict[str, str]:
@@ -123,15 +156,19 @@ def _start_fleet(config: RunConfig) -> Fleet:
     )
 
 
-def _prepare_folder(config: RunConfig, folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(folder / "config.yaml") as path:
-            path.write_text(dump_config(config), encoding="utf-8")
+        (folder / ".lock").touch()
     except OSError as error:
         if is_disk_full(error):
             raise
         raise UserError(f"run_dir: {folder} cannot be written ({error.strerror}); choose another run_dir") from None
+
+
+def _write_config(config: RunConfig, folder: Path) -> None:
+    with written_aside(folder / "config.yaml") as path:
+        path.write_text(dump_config(config), encoding="utf-8")
 
 
 def _settings(config: RunConfig, stage: Stage) -> dict[str, Any]:

@@ -37,6 +37,11 @@ def connect(placement: PlacementConfig, actor_logs: bool) -> bool:
     return True
 
 
+def is_connected() -> bool:
+    """Whether this process has joined a Ray already."""
+    return bool(ray.is_initialized())
+
+
 def cluster_address(placement: PlacementConfig) -> str | None:
     """The cluster to join; None to start one here. A job's driver finds its cluster in RAY_ADDRESS."""
     return placement.address or ("auto" if os.environ.get("RAY_ADDRESS") else None)

@@ -28,7 +28,7 @@ class DataConfig(Strict):
     preferences: DataSource | None = None
     prompts: DataSource | None = Field(None, description="prompts without answers; the demonstrations' own if unset")
     heldout_demonstrations: DataSource | None = Field(None, description="never trained on; else a share is kept out")
-    heldout_frac: Fraction = Field(0.1, description="share of the demonstrations kept out of SFT and reward learning; a prompt is never on both sides")
+    heldout_frac: Fraction = Field(0.1, description="share of the demonstrations kept out of all training")
     chat_template: str | None = Field(
         None, description='a .jinja file, or "plain"; the tokenizer\'s own if unset. One template trains and generates'
     )

@@ -40,7 +40,7 @@ _PANELS = (
         "reward accuracy\n(share of pairs)",
         {
             "reward/pair_accuracy": "training pairs",
-            "health/demo_accuracy_heldout": "held-out demonstrations",
+            "health/demo_accuracy_heldout": "held-out demonstrations (low once the policy is past them)",
             "health/rank_accuracy_policy": "the policy's own samples",
         },
         chance=0.5,

@@ -98,7 +98,9 @@ def _colder(contrast: _Contrast) -> str:
     if new.is_above(at_best):
         return f", and {place} too" if best != contrast.main else ""
     reaches = "is above that" if at_best.is_above(new) else "reaches as much"
-    return f", but {place} {reaches} with no reward at all"
+    new_best = max(contrast.new_curve, key=lambda t: contrast.new_curve[t].mean)
+    then = f" ({title(contrast.new)} at its own best, {number(new_best)}: {contrast.new_curve[new_best].mean:.3f})"
+    return f", but {place} {reaches} with no reward at all{then if new_best != contrast.main else ''}"
 
 
 def _ending(contrast: _Contrast) -> str:

@@ -28,12 +28,13 @@ def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
         raise DataError(f"stage {stage.name} needs prompts: set its prompts, or data.prompts")
     prompts = load_prompts(context, source, room=stage.sampling.max_new_tokens, limit=stage.num_prompts)
     samples = _sample_all(context, stage, prompts)
-    reward = _start_scorer(context, stage)
-    try:
-        results = _results(context, stage, samples, reward)
-    finally:
-        if reward is not None:
-            reward.workers.close()
+    with context.progress.stage(f"{stage.name}: scoring"):
+        reward = _start_scorer(context, stage)
+        try:
+            results = _results(context, stage, samples, reward)
+        finally:
+            if reward is not None:
+                reward.workers.close()
     folder = context.stage_folder(stage.name)
     with written_aside(folder / "samples.jsonl") as path:
         path.write_text("".join(_lines(context, samples)), encoding="utf-8")

@@ -113,7 +113,7 @@ def test_a_job_runs_end_to_end(head: dict[str, str], job: Path) -> None:
 def test_a_failing_job_fails_the_submission_with_its_one_line(head: dict[str, str], job: Path) -> None:
     done = submit(head, job, sys.executable, "-m", "rayalign.cli", "train", "job.yaml", "placement.policy.cpus=64")
     assert done.returncode == 1
-    assert "placement.policy needs 1 bundle(s) of 21.3 CPU" in done.stdout + done.stderr
+    assert "placement.policy needs 1 bundle(s) of 21.33 CPU" in done.stdout + done.stderr
 
 
 def test_without_the_token_nobody_gets_in(head: dict[str, str], job: Path) -> None:
