@@ -39,7 +39,7 @@ def test_a_gain_that_colder_sampling_gives_for_free():
 
 def test_colder_sampling_that_reaches_as_much():
     said = verdict(full(sft=(0.5, 0.6, 0.7, 0.74), rft=(0.75, 0.8, 0.85, 0.9)))
-    assert ", but SFT at its best temperature (0.2: 0.740) reaches as much with no reward at all." in said
+    assert ", but SFT at its best temperature (0.2: 0.740) reaches as much with no reward at all" in said
 
 
 def test_no_difference():
