@@ -29,10 +29,10 @@ def train(values: dict[str, Any], folder: Path) -> Any:
 
 
 def test_data_that_does_not_fit_in_memory_is_read_as_it_goes(sft_values: dict[str, Any], tmp_path: Path) -> None:
-    """Five steps of 32 rows never reach a fault in row 200; without max_steps a stream has no end."""
+    """Five steps of 32 rows never reach a fault in row 12,001; without max_steps a stream has no end."""
     rows = Path(sft_values["data"]["demonstrations"]["path"]).read_text().splitlines()
     source = tmp_path / "stream.jsonl"
-    source.write_text("\n".join([*rows[:199], "{not JSON"]) + "\n")
+    source.write_text("\n".join([*rows[:200] * 60, "{not JSON"]) + "\n")  # the check before a run reads 10,000 rows
     sft_values["data"]["demonstrations"] = {"path": str(source), "streaming": True}
     done = train(sft_values, tmp_path)
     assert done.returncode == 2 and "streaming data has no known length; set max_steps" in done.stderr
