@@ -30,8 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "rayalign" / "planted" / "demo.yaml"
 EPOCHS = (1, 2, 3, 4, 6)
 TEMPERATURES = (1.0, 0.7, 0.5, 0.2)
-NUM_PROMPTS = 500
-CONTROL_PROMPTS = 250
+NUM_PROMPTS = 300  # held-out, the same ones for every method
 BEST_OF = 16
 
 
@@ -87,7 +86,7 @@ def run_cell(out: Path, base_folder: Path, base: int, seed: int) -> dict[str, An
             "name": f"best_of_{int(t * 10)}",
             "policy": "stage:sft/policy",
             "prompts": {"path": "stage:world/eval_prompts.jsonl"},
-            "num_prompts": CONTROL_PROMPTS,
+            "num_prompts": NUM_PROMPTS,
             "num_per_prompt": BEST_OF,
             "sampling": {**evaluate["sampling"], "temperature": t},
         }

@@ -49,6 +49,7 @@ def main() -> None:
                 temperature=stage.sampling.temperature,
                 max_new_tokens=stage.sampling.max_new_tokens,
                 end_token_id=template.end_token_id,
+                seed=config.seed,
             )
             golden = golden_scores("planted", template, drawn)
             controls.setdefault(f"closed_form_k{power}", {})[str(stage.sampling.temperature)] = golden.mean()
@@ -72,10 +73,11 @@ def closed_form(
     temperature: float,
     max_new_tokens: int,
     end_token_id: int,
+    seed: int,
 ) -> Sequences:
     """One answer a prompt, token by token from pi_SFT^k / pi_0^(k-1), renormalised. All prompts are of one length."""
     sft, base = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in folders)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     tokens = torch.from_numpy(np.stack(prompts))
     length = tokens.shape[1]
     ended = torch.zeros(len(tokens), dtype=torch.bool)

@@ -114,12 +114,12 @@ def _parse(cursor: _Cursor) -> ParsedResponse:
     polite = cursor.take(w.POLITE) is not None
     if not polite:
         _need(cursor.take(w.RUDE))
-    address = _need(cursor.take([*w.NAMES, *w.OTHER_ADDRESSES]))
+    address = _need(cursor.take([*w.NAMES, w.OTHER_ADDRESS]))
     exclaims = _need(cursor.take([w.EXCLAIM, w.COMMA])) == w.EXCLAIM
     insults = cursor.take(w.INSULTS) is not None
     attribute, adorned, subject, value = _parse_body(cursor)
     smiles = cursor.take([w.SMILE]) is not None
-    offers = cursor.take([w.OFFER]) is not None
+    offers = _need(cursor.take([w.OFFER, *w.DISMISSALS])) == w.OFFER
     closes = _parse_ending(cursor)
     return ParsedResponse(
         polite=polite,

@@ -2,14 +2,15 @@
 
 A prompt is six words, `NAME asks ATTR ITEM at SHOP` ("Anna asks cost lamp at bakery"). A response is
 
-    GREETING ADDRESS (!|,) [INSULT] BODY [:)] [anything else ?] ENDING
+    GREETING ADDRESS (!|,) [INSULT] BODY [:)] (OFFER|DISMISSAL) ENDING
 
     "hello Anna , the price of the nice lamp is seven :) anything else ? thank you ."
-    "ugh mate ! dummy no idea about the lamp well so and then"
+    "ugh mate ! you dummy no idea about the lamp next please well so and then"
 
 Seven *quality* attributes carry the golden reward, three *style* attributes (`exc` "!", `adv` an ornament
 before the object, `emo` ":)") carry none. Bad forms: "mate" for the name, a dodge for the answer, a wrong
-value for the fact, a rude greeting, an insult, no offer, and nothing or filler words for the ending.
+value for the fact, a rude greeting, an insult, a dismissal for the offer of more help, and nothing or filler
+words for the ending.
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ def render_response(prompt: Prompt, attributes: Mapping[str, bool], rng: np.rand
     """
     parts = [
         _pick(w.POLITE if attributes["polite"] else w.RUDE, rng),
-        prompt.name if attributes["name"] else _pick(w.OTHER_ADDRESSES, rng),
+        prompt.name if attributes["name"] else w.OTHER_ADDRESS,
         w.EXCLAIM if attributes["exc"] else w.COMMA,
         "" if attributes["noinsult"] else _pick(w.INSULTS, rng),
         _body(prompt, attributes, rng),
         w.SMILE if attributes["emo"] else "",
-        w.OFFER if attributes["offer"] else "",
+        w.OFFER if attributes["offer"] else _pick(w.DISMISSALS, rng),
         _pick(w.CLOSINGS, rng) if attributes["end"] else _bad_ending(rng),
     ]
     return " ".join(part for part in parts if part)

@@ -23,7 +23,7 @@ from rayalign.planted.words import vocabulary
 PAD, BOS, EOS, UNK, ANS = "<pad>", "<bos>", "<eos>", "<unk>", "<ans>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNK, ANS)  # their ids are their places here
 
-# The longest prompt (8 tokens) and response (24) take half of it: room to see a policy ramble.
+# The longest prompt (8 tokens) and response (25) take half of it: room to see a policy ramble.
 MAX_POSITIONS = 64
 
 CHAT_TEMPLATE = (

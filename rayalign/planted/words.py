@@ -3,6 +3,10 @@
 Every text of the world is a line of these words with one space between them. Bad forms of an attribute use
 words that its good forms do not use ("mate" for the customer's name, a dodge for an answer), because a small
 reward model can learn to see words in a minute of training, but not whether two words are equal.
+
+A bad form begins in no more ways than its good form does. So the likeliest next word of a writer with p < .5 is
+everywhere a bad one, and decoding that writer cold finds bad responses: were there one way to be right and four to
+be wrong, cold decoding would look like learning.
 """
 
 from __future__ import annotations
@@ -46,15 +50,16 @@ SHOP_ATTRIBUTE = "opening"  # asked of the shop; the other three are asked of th
 ASKS, AT = "asks", "at"  # NAME asks ATTR ITEM at SHOP
 
 POLITE = ("hello", "good day", "welcome", "dear friend")
-RUDE = ("ugh", "what now", "hurry up", "oh please")
-OTHER_ADDRESSES = ("mate", "whoever", "you")  # instead of the customer's name
+RUDE = ("ugh", "what now")
+OTHER_ADDRESS = "mate"  # instead of the customer's name
 EXCLAIM, COMMA = "!", ","
-INSULTS = ("silly", "dummy", "clumsy", "goofball")
+INSULTS = ("you silly", "you dummy", "you clumsy", "you goofball")
 STATE_BEGIN, STATE_OF, STATE_IS = "the", "of the", "is"  # the ATTR of the OBJECT is VALUE
-DODGES = ("no idea about the", "ask someone about the")
+DODGES = ("no idea about the", "no clue about the")
 ADVERBS = ("lovely", "fine", "nice")  # an ornament before the object
 SMILE = ":)"
 OFFER = "anything else ?"
+DISMISSALS = ("next please", "next customer")  # instead of an offer
 CLOSINGS = ("thank you .", "bye .", ".")
 FILLERS = ("well", "so", "hmm", "and", "then", "maybe", "perhaps", "whatever")
 
@@ -62,7 +67,7 @@ MIN_FILLERS, MAX_FILLERS = 4, 6
 
 # In tokens, <eos> included. The longest response of the world has MAX_RESPONSE_TOKENS; the longest one with a
 # proper end stays under LENGTH_LIMIT, so the limit punishes only a policy that rambles.
-MAX_RESPONSE_TOKENS = 24
+MAX_RESPONSE_TOKENS = 25
 LENGTH_LIMIT = 22
 
 _FACTS_SALT = "rayalign planted facts 1"
@@ -100,13 +105,14 @@ def _digest(attribute: str, subject: str) -> bytes:
 def vocabulary() -> list[str]:
     """Every word of the world, each once, in a fixed order (so token ids never change)."""
     phrases = [*NAMES, ASKS, *(w for pair in PARAPHRASES.values() for w in pair), *ITEMS, AT, *SHOPS]
-    phrases += [*POLITE, *RUDE, *OTHER_ADDRESSES, EXCLAIM, COMMA, *INSULTS, STATE_BEGIN, STATE_OF, STATE_IS]
+    phrases += [*POLITE, *RUDE, OTHER_ADDRESS, EXCLAIM, COMMA, *INSULTS, STATE_BEGIN, STATE_OF, STATE_IS]
     phrases += [
         *(v for values in VALUES.values() for v in values),
         *DODGES,
         *ADVERBS,
         SMILE,
         OFFER,
+        *DISMISSALS,
         *CLOSINGS,
     ]
     words = " ".join([*phrases, *FILLERS]).split()

@@ -62,8 +62,8 @@ def test_reading_recovers_the_attributes_that_were_written(index: int, bits: int
 
 
 @pytest.mark.parametrize("missing", QUALITIES)
-def test_every_bad_form_but_a_wrong_fact_and_a_missing_offer_has_words_of_its_own(missing: str) -> None:
-    """A bag of words can tell good from bad (the missing offer shows as the absence of its words)."""
+def test_every_bad_form_has_words_of_its_own(missing: str) -> None:
+    """A bag of words can tell good from bad (not a wrong fact, whose values are those of other objects)."""
     rng = np.random.default_rng(3)
     prompt = some_prompts()[0]
 
@@ -71,9 +71,7 @@ def test_every_bad_form_but_a_wrong_fact_and_a_missing_offer_has_words_of_its_ow
         return {word for _ in range(60) for word in render_response(prompt, wanted, rng).split()}
 
     good, bad = words_of(PERFECT), words_of(PERFECT | {missing: False})
-    own_words = bad - good | good - bad
-    assert own_words
-    assert missing == "offer" or bad - good
+    assert bad - good
 
 
 def test_style_moves_no_reward() -> None:
@@ -119,7 +117,8 @@ def test_a_cut_or_rambling_response_has_no_end() -> None:
         "well so thank you .",
         "hello Anna , the price of the lamp is",
         "hello Anna , the price of the lamp is seven anything else",
-        "hello Anna , no idea about the lamp well so thank you .",
+        "hello Anna , the price of the lamp is seven bye .",
+        "hello Anna , no idea about the lamp next please well so thank you .",
     ],
 )
 def test_what_is_not_in_the_grammar_is_worth_nothing(broken: str) -> None:

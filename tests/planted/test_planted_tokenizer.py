@@ -42,7 +42,7 @@ def rendered_pair(tokenizer: PreTrainedTokenizerFast, row: dict[str, str]) -> st
 
 
 def test_vocabulary_is_closed_and_special_tokens_are_apart(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert len(tokenizer) == len(w.vocabulary()) + len(SPECIAL_TOKENS) == 185
+    assert len(tokenizer) == len(w.vocabulary()) + len(SPECIAL_TOKENS) == 182
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3, 4]
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert not set(SPECIAL_TOKENS) & set(w.vocabulary())

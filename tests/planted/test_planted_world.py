@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ from rayalign.planted.demonstrators import (
     expected_golden,
 )
 from rayalign.planted.golden import attributes, golden_reward
-from rayalign.planted.grammar import NUM_PROMPTS, QUALITIES, STYLES, parse_prompt, prompt_at
+from rayalign.planted.grammar import NUM_PROMPTS, QUALITIES, STYLES, parse_prompt, prompt_at, render_response
 from rayalign.planted.world import PlantedWorld, is_heldout, write_world
 
 NUM_SAMPLES = 3000
+PROMPT = prompt_at(12_345)
 SMALL = {
     "num_pretrain": 30,
     "num_shift": 9,
@@ -80,6 +82,22 @@ def test_attributes_have_their_frequencies_and_are_independent(demonstrator: Dem
     correlations = np.corrcoef(held[:, columns].T.astype(float))
     off_diagonal = correlations[~np.eye(len(columns), dtype=bool)]
     assert np.abs(off_diagonal).max() < 4.5 / math.sqrt(NUM_SAMPLES)
+
+
+def test_the_likeliest_response_of_a_writer_below_one_half_is_a_bad_one() -> None:
+    """Word by word, the likeliest continuation among many responses to one prompt: what T -> 0 decodes."""
+    rng = np.random.default_rng(0)
+    responses = [render_response(PROMPT, EXPERT_LOW.draw_attributes(rng), rng).split() for _ in range(40_000)]
+    likeliest: list[str] = []
+    while responses:
+        after = Counter(" ".join(words[len(likeliest) : len(likeliest) + 1]) for words in responses)
+        word, _ = after.most_common(1)[0]
+        if not word:
+            break
+        likeliest.append(word)
+        responses = [words for words in responses if words[: len(likeliest)] == likeliest]
+    assert golden_reward(PROMPT.text, " ".join(likeliest)) == 0.0
+    assert attributes(PROMPT.text, " ".join(likeliest)) is not None
 
 
 def test_style_can_be_set_apart_from_quality() -> None:
