@@ -116,14 +116,20 @@ class RunContext:
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path`; when the block ends well it takes the place of `path`, else it is removed."""
-    aside = path.with_name(f".{path.name}.part")
+    """Yields a path beside `path`; when the block ends well it takes the place of `path`, else it is removed.
+
+    A file is replaced in one step. What stood in a folder's place goes only after the new one is there.
+    """
+    aside, before = (path.with_name(f".{path.name}.{ending}") for ending in ("part", "before"))
     _remove(aside)
+    _remove(before)
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield aside
-        _remove(path)
-        aside.rename(path)
+        if path.is_dir():
+            path.rename(before)
+        aside.replace(path)
+        _remove(before)
     finally:
         _remove(aside)
 
@@ -135,7 +141,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from rayalign.telemetry.metrics import prefixed
 
 
 def run_irl(context: RunContext, stage: IrlStage) -> None:
-    """Artifacts: `policy` and `reward`, Hugging Face folders of the last round."""
+    """Artifacts: `policy` and `reward`, Hugging Face folders of one round: the last that was saved."""
     with start_groups(context, stage) as groups:
         alternate(context, stage, groups)
 

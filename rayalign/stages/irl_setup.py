@@ -65,12 +65,11 @@ class IrlGroups:
         )
 
     def save(self) -> None:
-        """Writes policy and reward; a folder is complete or not there."""
-        folder = self.context.stage_folder(self.stage.name)
-        with written_aside(folder / "policy") as policy, written_aside(folder / "reward") as reward:
-            self.policy.save(str(policy))
-            self.reward.save(str(reward))
-            for path in (policy, reward):
+        """Writes policy and reward of this round; both appear together, in the place of an earlier round's."""
+        with written_aside(self.context.stage_folder(self.stage.name)) as folder:
+            folder.mkdir()
+            for group, path in ((self.policy, folder / "policy"), (self.reward, folder / "reward")):
+                group.save(str(path))
                 self.context.template().save_tokenizer(path)
 
 
