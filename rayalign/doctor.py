@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from rayalign.config.run import RunConfig
 from rayalign.errors import PlacementError
 from rayalign.preflight import machine
 from rayalign.preflight.check import examine_run
+from rayalign.preflight.memory import PROCESS_GIB, GroupMemory, group_memory, saved_gib
 
 Mark = Literal["ok", "note", "missing"]
 STYLES: dict[str, str] = {"ok": "green", "note": "yellow", "missing": "bold red"}
@@ -89,6 +91,7 @@ def check_machine(gpus: list[machine.Gpu]) -> Iterable[Check]:
 def check_config(config: RunConfig, gpus: list[machine.Gpu]) -> Iterable[Check]:
     """Placement, then data, models and the rest, in the order in which a run needs them."""
     yield from check_placement(config, gpus)
+    yield from check_memory(config, gpus)
     on_cpu = not config.placement.policy.gpus
     if on_cpu and config.model.dtype == "bfloat16" and machine.bf16_unit() is None:
         yield Check("note", "model.dtype", "bfloat16 without a unit for it is slow on this CPU: set model.dtype=float32")
@@ -119,6 +122,38 @@ def check_placement(config: RunConfig, gpus: list[machine.Gpu]) -> Iterable[Chec
             yield Check("ok", "fits", f"this machine has room: {_totals(nodes)}")
     except PlacementError as error:
         yield Check("missing", "fits", str(error))
+
+
+def check_memory(config: RunConfig, gpus: list[machine.Gpu]) -> Iterable[Check]:
+    """What each group's models take, without activations, beside what the devices here have."""
+    groups = group_memory(config)
+    if not groups:
+        yield Check("note", "memory", "the size of the models is not known before they are here")
+        return
+    told = "; ".join(str(group) for group in groups) + "; activations come on top"
+    problem = _memory_problem(config, groups, gpus)
+    yield Check("missing" if problem else "ok", "memory", f"{told}{problem}")
+    free = machine.free_disk_gib(config.run_dir)
+    saved = f"the run's models take {saved_gib(config):.1f} GiB, and {free:.1f} GiB are free"
+    yield Check("ok" if saved_gib(config) < free else "missing", "disk", saved)
+
+
+def _memory_problem(config: RunConfig, groups: list[GroupMemory], gpus: list[machine.Gpu]) -> str:
+    """Why the groups' models do not fit here; empty where they do, or where the devices are elsewhere."""
+    placement = config.placement
+    if placement.address or os.environ.get("RAY_ADDRESS"):
+        return ""
+    if not placement.policy.gpus:
+        needs = sum(group.num_workers * (group.each_gib + PROCESS_GIB) for group in groups)
+        has = machine.memory_gib()[1]
+        return "" if needs < has else f". Too much: {needs:.1f} GiB with the processes, and this machine has {has:.1f}"
+    smallest = min((gpu.memory_gib for gpu in gpus), default=math.inf)
+    trained = {group.role: group.each_gib for group in groups if group.role != "rollout"}
+    on_one = {"policy and reward": sum(trained.values())} if placement.colocate else trained
+    sampled = {group.role: group.each_gib / placement.gpu_memory_frac for group in groups if group.role == "rollout"}
+    full = [f"{name} needs {gib:.1f} GiB" for name, gib in (on_one | sampled).items() if gib > smallest]
+    advice = "raise zero_stage or the group's gpus, use lora, or take a smaller model"
+    return f". Too much: {', '.join(full)}, and a GPU here has {smallest:.1f}; {advice}" if full else ""
 
 
 def _totals(nodes: list[dict[str, float]]) -> str:

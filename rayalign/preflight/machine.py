@@ -86,6 +86,13 @@ def memory_gib() -> tuple[float, float]:
     return memory.available / 2**30, memory.total / 2**30
 
 
+def free_disk_gib(folder: str) -> float:
+    """Free space where this folder is, or will be made."""
+    path = Path(folder).expanduser().absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    return shutil.disk_usage(there).free / 2**30
+
+
 def compiler() -> str | None:
     """The C++ compiler that a build would find."""
     return next((path for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if (path := _which(name))), None)

@@ -1,0 +1,167 @@
+"""The memory and the disk that a config's models will take, from files' headers or hub names: nothing is loaded.
+
+What is counted is what stays: weights, gradients, AdamW's state, references, vLLM's KV cache. Activations come on top;
+they follow learner.micro_batch_tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayalign.actors.plan import make_plan
+from rayalign.config.base import stage_reference
+from rayalign.config.run import RunConfig
+from rayalign.config.stages import IrlStage, SftStage
+
+GIB = 2**30
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
+# DeepSpeed keeps gradients in float32, and beside bfloat16 weights a float32 copy of them; AdamW two numbers a weight.
+GRADIENT_BYTES = 4
+OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}
+PROCESS_GIB = 0.6  # Python with torch, and vLLM or DeepSpeed: measured on the CPU
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMemory:
+    """What one worker of a group holds, in GiB."""
+
+    role: str
+    num_workers: int
+    parts: dict[str, float]
+
+    @property
+    def each_gib(self) -> float:
+        """Of one worker."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_amount(gib)}" for name, gib in self.parts.items() if gib)
+        workers = f" on each of {self.num_workers} workers" if self.num_workers > 1 else ""
+        return f"{self.role} {_amount(self.each_gib)}{workers} ({parts})"
+
+
+def group_memory(config: RunConfig) -> list[GroupMemory]:
+    """The groups' memory for their largest model; groups whose models are not here yet are left out."""
+    plan, learner, dtype = make_plan(config.placement), config.learner, config.model.dtype
+    policy, reward = _largest(config, "policy"), _largest(config, "reward")
+    keeps_reference = any(isinstance(s, IrlStage) and s.improve.kl_coef > 0 for s in config.stages)
+    found = []
+    if policy:
+        ranks = plan.groups["policy"].num_workers
+        parts = _training(policy, dtype, learner.zero_stage, ranks, adapter=config.model.lora is not None)
+        if keeps_reference and config.model.lora is None:
+            parts["reference"] = policy * WEIGHT_BYTES[dtype] / (ranks if learner.zero_stage == 3 else 1) / GIB
+        found.append(GroupMemory("policy", ranks, parts))
+    if reward:
+        ranks = plan.groups["reward"].num_workers
+        found.append(GroupMemory("reward", ranks, _training(reward, dtype, learner.zero_stage, ranks)))
+    if policy:
+        rollout = plan.groups["rollout"]
+        parts = {"weights": policy * WEIGHT_BYTES[dtype] / config.placement.rollout.tensor_parallel / GIB}
+        if not rollout.gpus:
+            parts["KV cache"] = config.placement.kv_cache_gib
+        found.append(GroupMemory("rollout", rollout.num_workers * config.placement.rollout.tensor_parallel, parts))
+    return found
+
+
+def saved_gib(config: RunConfig) -> float:
+    """What the run's model folders take on the disk: each is written beside the one that it replaces."""
+    num_bytes, largest = 0, 0
+    for stage in config.stages:
+        kinds = {"sft": ("policy",), "irl": ("policy", "reward")}.get(stage.kind, ())
+        sizes = [
+            (num_parameters(config, f"stage:{stage.name}/{kind}") or 0) * WEIGHT_BYTES[config.model.dtype]
+            for kind in kinds
+        ]
+        num_bytes += sum(sizes)
+        largest = max(largest, sum(sizes))
+    return (num_bytes + largest) / GIB
+
+
+def num_parameters(config: RunConfig, location: str) -> int | None:
+    """Weights of a model folder, or of the one that an artifact of the run starts from; None where nothing tells."""
+    reference = stage_reference(location)
+    if reference is None:
+        folder = Path(location).expanduser()
+        return _in_folder(folder) if folder.exists() else _by_name(location)
+    stage = next((s for s in config.stages if s.name == reference[0]), None)
+    if isinstance(stage, SftStage):
+        if stage.scratch is not None:
+            return None if "vocab_size" not in stage.scratch else _of_architecture(stage.scratch)
+        return num_parameters(config, stage.policy or config.model.path)
+    if isinstance(stage, IrlStage):
+        return num_parameters(config, stage.policy if reference[1] == "policy" else stage.reward.init)
+    return None
+
+
+def _largest(config: RunConfig, role: str) -> int:
+    """Parameters of the largest model that a group trains; 0 if none is known."""
+    locations = (location for stage in config.stages for kind, location in _trained(stage) if kind == role)
+    return max((num_parameters(config, location) or 0 for location in locations), default=0)
+
+
+def _trained(stage: object) -> Iterator[tuple[str, str]]:
+    if isinstance(stage, SftStage):
+        yield "policy", f"stage:{stage.name}/policy"
+    if isinstance(stage, IrlStage):
+        yield "policy", stage.policy
+        yield "reward", stage.reward.init
+
+
+def _training(num: int, dtype: str, zero_stage: int, ranks: int, *, adapter: bool = False) -> dict[str, float]:
+    """GiB a rank, by part; ZeRO shares the optimiser from stage 1, gradients from 2, weights from 3."""
+    shares = [ranks if zero_stage >= least else 1 for least in (3, 2, 1)]
+    weights, gradients, optimizer = (
+        num * size / share / GIB
+        for size, share in zip((WEIGHT_BYTES[dtype], GRADIENT_BYTES, OPTIMIZER_BYTES[dtype]), shares, strict=True)
+    )
+    if adapter:  # a percent or so of the weights is trained
+        return {"weights": weights}
+    return {"weights": weights, "gradients": gradients, "optimiser": optimizer}
+
+
+def _in_folder(folder: Path) -> int | None:
+    """Elements of all tensors, by the headers of the safetensors files."""
+    try:
+        counts = [_in_file(file) for file in sorted(folder.glob("*.safetensors"))]
+    except (OSError, ValueError, KeyError, struct.error):
+        return None  # a damaged folder is told by whoever loads it
+    return sum(counts) or None
+
+
+def _by_name(hub_name: str) -> int | None:
+    """The size that a name of the hub tells: 500 million for "Qwen/Qwen2.5-0.5B-Instruct"."""
+    told = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", hub_name.lower())
+    return int(float(told[1]) * {"b": 1e9, "m": 1e6}[told[2]]) if told else None
+
+
+def _in_file(file: Path) -> int:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(min(length, file.stat().st_size)))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _of_architecture(scratch: dict[str, Any]) -> int | None:
+    """Parameters of an architecture, built without memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    keys = dict(scratch)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(keys.pop("model_type", ""), **keys))
+    except (ValueError, KeyError, TypeError):
+        return None  # told by whoever builds it
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _amount(gib: float) -> str:
+    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{gib * 1024:.0f} MiB"

@@ -1,0 +1,125 @@
+"""What a config's models will take is read off headers and names, and agrees with the models themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rayalign.config.load import parse_config
+from rayalign.config.run import RunConfig
+from rayalign.doctor import check_memory
+from rayalign.preflight.machine import Gpu
+from rayalign.preflight.memory import GIB, group_memory, num_parameters, saved_gib
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+BIG = LLAMA | {"vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+
+
+def config_of(path: str = "nobody/model-2b", **changes: Any) -> RunConfig:
+    irl = {"kind": "irl", "name": "rft", "policy": "stage:sft/policy", "reward": {"init": path}}
+    values = {
+        "name": "sized",
+        "model": {"path": path, "dtype": "float32"},
+        "data": {"demonstrations": {"path": "rows.jsonl"}},
+        "stages": [{"kind": "sft", "name": "sft"}, irl],
+    }
+    return parse_config(values | changes)
+
+
+def by_role(config: RunConfig) -> dict[str, dict[str, float]]:
+    return {group.role: group.parts for group in group_memory(config)}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folder_tells_its_parameters(tmp_path: Path, tied: bool) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA, tie_word_embeddings=tied))
+    model.save_pretrained(tmp_path)
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    assert num_parameters(config_of(), str(tmp_path)) == expected
+
+
+def test_an_artifact_has_the_size_of_what_it_starts_from(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA)).save_pretrained(tmp_path)
+    config = config_of(str(tmp_path))
+    expected = num_parameters(config, str(tmp_path))
+    assert expected is not None
+    for artifact in ("stage:sft/policy", "stage:rft/policy", "stage:rft/reward"):
+        assert num_parameters(config, artifact) == expected
+
+
+def test_an_architecture_is_counted_without_its_memory() -> None:
+    config = config_of(stages=[{"kind": "sft", "name": "sft", "scratch": BIG}])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**BIG))
+    assert num_parameters(config, "stage:sft/policy") == sum(p.numel() for p in model.parameters()) > 10**9
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 500_000_000),
+        ("EleutherAI/pythia-1b-deduped", 1_000_000_000),
+        ("meta-llama/Llama-3.1-8B", 8_000_000_000),
+        ("HuggingFaceTB/SmolLM2-135M", 135_000_000),
+        ("openai-community/gpt2", None),
+        ("nobody/abc3bd-model", None),
+    ],
+)
+def test_a_hub_name_may_tell_the_size(name: str, size: int | None) -> None:
+    assert num_parameters(config_of(), name) == size
+
+
+def test_a_damaged_folder_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert num_parameters(config_of(), str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "shared"),
+    [(0, set()), (1, {"optimiser"}), (2, {"optimiser", "gradients"}), (3, {"optimiser", "gradients", "weights"})],
+)
+def test_zero_shares_what_its_stage_says(stage: int, shared: set[str]) -> None:
+    placement = {"policy": {"workers": 4}}
+    alone = by_role(config_of())["policy"]
+    parts = by_role(config_of(placement=placement, learner={"zero_stage": stage}))["policy"]
+    trained = {"weights", "gradients", "optimiser"}
+    assert {name for name in trained if parts[name] == pytest.approx(alone[name] / 4)} == shared
+    assert all(parts[name] == alone[name] for name in trained - shared)
+
+
+def test_float32_takes_sixteen_bytes_a_weight_and_a_reference_four_more() -> None:
+    groups = by_role(config_of())
+    assert sum(groups["reward"].values()) * GIB == pytest.approx(2e9 * 16)
+    assert sum(groups["policy"].values()) * GIB == pytest.approx(2e9 * 20)
+    assert groups["rollout"] == {"weights": pytest.approx(2e9 * 4 / GIB), "KV cache": 0.5}
+    assert saved_gib(config_of()) * GIB == pytest.approx(2e9 * 4 * (1 + 2 + 2))
+
+
+def test_lora_trains_next_to_nothing() -> None:
+    lora = by_role(config_of(model={"path": "nobody/model-2b", "dtype": "float32", "lora": {}}))
+    assert set(lora["policy"]) == {"weights"}
+
+
+def test_too_much_for_this_machine_is_told_with_the_numbers() -> None:
+    (memory, _) = check_memory(config_of("nobody/model-900b"), [])
+    assert memory.mark == "missing" and "Too much: " in memory.text and "this machine has" in memory.text
+
+
+def test_too_much_for_a_gpu_names_the_group_and_the_way_out() -> None:
+    placement = {"policy": {"gpus": 1}, "reward": {"gpus": 1}, "rollout": {"gpus": 1}}
+    (memory, _) = check_memory(config_of(placement=placement), [Gpu("a small one", 32.0)])
+    assert memory.mark == "missing"
+    assert "Too much: policy needs 37.3 GiB, and a GPU here has 32.0; raise zero_stage" in memory.text
+    (memory, _) = check_memory(config_of(placement=placement), [Gpu("a large one", 80.0)])
+    assert memory.mark == "ok" and "Too much" not in memory.text
