@@ -100,6 +100,11 @@ class StreamingRows(Generic[T]):
         self._rows: Iterator[T]
         self._start_epoch(0)
 
+    @property
+    def epoch(self) -> int:
+        """How many times the source has been read to its end."""
+        return self._epoch
+
     def take(self, num: int) -> list[T]:
         """The next `num` rows. Raises DataError where the source has none, and what reading it raises."""
         return [self._next() for _ in range(num)]

@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class AllTooLong(DataError):
+    """No row of those given fits into max_length."""
+
+
 def tokenize_demonstrations(
     rows: Iterable[Demonstration],
     template: Template,
@@ -48,7 +52,7 @@ def tokenize_demonstrations(
 
     `prompt_ids` are the numbers of the first rows with the same prompt, in the rows given. `places` are used
     in messages; without them a row is called by its number. Raises DataError for a row that is too long under
-    "error", where every row is, and where the template refuses a conversation.
+    "error" and where the template refuses a conversation, AllTooLong where every row is too long.
     """
     rows = list(rows)
     answers = [(row.prompt, (row.response,)) for row in rows]
@@ -199,7 +203,7 @@ class _Fit:
     def finish(self) -> None:
         self.tally.num_used = self.num_kept
         if self.num_rows and not self.num_kept:
-            raise DataError(
+            raise AllTooLong(
                 f"all {self.num_rows} rows are too long for max_length {self.max_length}; "
                 "raise model.max_length, or set data.overlong to truncate"
             )

@@ -19,8 +19,9 @@ from rayalign.data import shapes
 from rayalign.data.cursor import Cursor, StreamingRows
 from rayalign.data.fingerprint import fingerprint
 from rayalign.data.sources import read_rows
+from rayalign.data.tally import Tally
 from rayalign.data.template import Template, load_tokenizer
-from rayalign.data.tokenize import tokenize_demonstrations
+from rayalign.data.tokenize import AllTooLong, tokenize_demonstrations
 from rayalign.engines.sft import SftEngine
 from rayalign.errors import DataError
 from rayalign.ports import SftSetup
@@ -65,15 +66,29 @@ class Streamed:
     batch_size: int
 
     def batches(self) -> Iterator[Sequences]:
-        """Epoch after epoch; a batch may be smaller where rows are dropped."""
+        """Epoch after epoch; a batch may be smaller where rows are dropped, and one without rows is passed over.
+
+        Raises DataError where no row of the whole source can be used.
+        """
         tokenizer = load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)
         template = Template(tokenizer, self.chat_template)
         rows = StreamingRows(lambda: shapes.demonstrations(read_rows(self.source, resolve=str)))
+        dropped, any_kept = Tally(), False
         while True:
             places, batch = zip(*rows.take(self.batch_size), strict=True)
-            yield tokenize_demonstrations(
-                batch, template, max_length=self.max_length, overlong=self.overlong, places=places
-            )
+            try:
+                kept = tokenize_demonstrations(
+                    batch, template, max_length=self.max_length, overlong=self.overlong, places=places, tally=dropped
+                )
+            except AllTooLong:
+                if rows.epoch and not any_kept:
+                    raise DataError(
+                        f"{self.source.path}: no row of the whole source can be used ({dropped}); "
+                        "raise model.max_length, or set data.overlong to truncate"
+                    ) from None
+                continue
+            any_kept = True
+            yield kept
 
 
 @dataclass(frozen=True)
