@@ -114,6 +114,22 @@ def test_samples_without_a_score_are_not_trained_on(tied, broken):
     assert all(torch.equal(before[name], after) for name, after in weights_of(engine).items())
 
 
+@pytest.mark.parametrize("loss", ["policy_gradient", "clipped"])
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_equal_scores_teach_nothing(tied, zero_stage, loss):
+    """A prompt whose samples all score the same has no advantage, whatever the score: no weight moves, nothing is NaN."""
+    engine = policy_engine(tied, loss=loss, learner=learner_config(zero_stage=zero_stage), epochs=2, minibatches=2)
+    before = weights_of(engine)
+    per_prompt = np.array([-3.7, 0.1, 1e4], dtype=np.float32)[GROUPS.prompt_ids]
+    for version, scores in enumerate((np.zeros(10, dtype=np.float32), per_prompt)):
+        metrics = values(engine.improve([rollout_of(tied, GROUPS, version=version)], scores_of(scores)))
+        assert metrics["reward_mean"] == pytest.approx(scores.mean(), rel=1e-6)
+        assert metrics["loss"] == 0 and metrics["grad_norm"] == 0
+        assert all(np.isfinite(value) for value in metrics.values()), metrics
+    assert engine.version == 2
+    assert all(torch.equal(before[name], after) for name, after in weights_of(engine).items())
+
+
 def test_how_a_batch_comes_in_does_not_matter(tied):
     """One rollout or three, one shard of scores or interleaved ones: the same update."""
     whole = policy_engine(tied, kl_coef=0.1)

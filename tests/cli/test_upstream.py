@@ -1,0 +1,105 @@
+"""A finished stage was made from what earlier stages left: with another one of these it is not passed off as its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import ROWS, Rayalign, Workplace
+
+TINY = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 64,
+}  # fmt: skip
+NAMES = ("world", "first", "second", "alone")
+
+
+@pytest.fixture
+def chain(workplace: Workplace, parts: Path) -> Workplace:
+    """`second` starts from `first`, which learns the texts of `world`; `alone` knows none of them."""
+    (workplace.folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    sft = {"kind": "sft", "max_steps": 1, "batch_size": 4}
+    workplace.values |= {
+        "model": {**workplace.values["model"], "max_length": 48},
+        "stages": [
+            {"kind": "planted", "name": "world", "num_pretrain": 20, "num_demonstrations": 4, "num_preferences": 4,
+             "num_prompts": 4, "num_eval_prompts": 4},
+            {**sft, "name": "first", "scratch": TINY, "data": {"path": "stage:world/pretrain.jsonl"}},
+            {**sft, "name": "second", "policy": "stage:first/policy", "data": {"path": "own.jsonl"}},
+            {**sft, "name": "alone", "data": {"path": "own.jsonl"}},
+        ],
+    }  # fmt: skip
+    return workplace
+
+
+def made(run_folder: Path) -> dict[str, int]:
+    """When each stage was finished."""
+    return {name: (run_folder / name / "done.json").stat().st_mtime_ns for name in NAMES}
+
+
+def test_what_is_made_from_a_changed_stage_is_refused(rayalign: Rayalign, chain: Workplace) -> None:
+    """Stage by stage down the line, each naming what changed; nothing is run or removed before that; others stay."""
+    config = chain.write()
+    assert rayalign("train", config).code == 0
+    before = made(chain.run_folder)
+
+    outcome = rayalign("train", config, "stages.first.max_steps=2")
+    assert outcome.code == 2
+    assert "stage first finished here with another max_steps; set name= for a new run" in outcome.line
+    assert str(chain.run_folder / "first") in outcome.line  # what to remove
+
+    shutil.rmtree(chain.run_folder / "first")
+    outcome = rayalign("train", config, "stages.first.max_steps=2")
+    assert outcome.code == 2
+    assert "stage second finished here with another input stage:first; " in outcome.line
+    assert not (chain.run_folder / "first").exists()  # told before anything runs
+
+    assert rayalign("train", config, "stages.first.max_steps=3", "name=other").code == 0  # the way out that is named
+    shutil.rmtree(chain.run_folder / "second")
+    outcome = rayalign("train", config, "stages.first.max_steps=2")
+    assert outcome.code == 0
+    for name, kept in {"world": True, "first": False, "second": False, "alone": True}.items():
+        assert (f"{name}: finished before, kept" in outcome.err) is kept
+        assert (made(chain.run_folder)[name] == before[name]) is kept
+
+
+def test_a_change_is_seen_over_several_stages(rayalign: Rayalign, chain: Workplace) -> None:
+    """The world's texts reach `second` through `first` alone, and it is refused all the same."""
+    config = chain.write()
+    assert rayalign("train", config).code == 0
+    outcome = rayalign("train", config, "stages.world.seed=1")
+    assert outcome.code == 2 and "stage world finished here with another seed; " in outcome.line
+    shutil.rmtree(chain.run_folder / "world")
+    outcome = rayalign("train", config, "stages.world.seed=1")
+    assert outcome.code == 2 and "stage first finished here with another input stage:world; " in outcome.line
+    shutil.rmtree(chain.run_folder / "first")
+    outcome = rayalign("train", config, "stages.world.seed=1")
+    assert outcome.code == 2 and "stage second finished here with another input stage:first; " in outcome.line
+    assert rayalign("train", config).code == 0  # made again as they were, `second` is theirs still
+    assert not list(chain.run_folder.rglob("*.part"))
+
+
+def test_what_only_changes_speed_changes_nothing(rayalign: Rayalign, chain: Workplace) -> None:
+    """Threads, micro-batches, memory, and what a run tells; also the order of stages, and a stage that is added."""
+    config = chain.write()
+    assert rayalign("train", config).code == 0
+    before = made(chain.run_folder)
+    for override in (
+        "placement.policy.cpus=2",
+        "placement.kv_cache_gib=0.1",
+        "placement.deadlines.call_s=60",
+        "learner={zero_stage: 2, micro_batch_tokens: 64, packing: true, gradient_checkpointing: true}",
+        "model.attention=eager",
+        "telemetry.actor_logs=true",
+    ):
+        outcome = rayalign("train", config, override)
+        assert outcome.code == 0 and outcome.err.count("finished before, kept") == 4, (override, outcome.err)
+    stages = chain.values["stages"]
+    chain.values["stages"] = [stages[3], *stages[:3], {**stages[3], "name": "more"}]
+    outcome = rayalign("train", chain.write())
+    assert outcome.code == 0 and outcome.err.count("finished before, kept") == 4, outcome.err
+    assert made(chain.run_folder) == before
+    assert (chain.run_folder / "more" / "done.json").exists()
