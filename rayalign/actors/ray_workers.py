@@ -18,7 +18,7 @@ from rayalign.actors.deadline import failure, fetch
 from rayalign.actors.plan import GroupPlan
 from rayalign.actors.worker import EngineWorker, Reply
 from rayalign.config.placement import DeadlineConfig
-from rayalign.errors import CallFailed
+from rayalign.errors import CallFailed, PlacementError
 from rayalign.types import Stored
 
 R = TypeVar("R")
@@ -181,15 +181,25 @@ class _Calls(Generic[R]):
 
 
 def reserve(plan: GroupPlan, deadlines: DeadlineConfig) -> PlacementGroup:
-    """A placement group with one bundle a worker; waits for it until the deadline."""
+    """A placement group with one bundle a worker. Raises PlacementError if others hold the room past the deadline."""
     group = placement_group([plan.bundle] * plan.num_workers, strategy="PACK")
-    what = f"placement.{plan.role}: {plan.num_workers} bundle(s) of {plan.bundle}"
     try:
-        fetch([group.ready()], deadline_s=deadlines.start_s, what=what)
+        if not group.wait(deadlines.start_s):
+            raise PlacementError(_still_busy(plan, deadlines))
     except BaseException:
         remove_placement_group(group)
         raise
     return group
+
+
+def _still_busy(plan: GroupPlan, deadlines: DeadlineConfig) -> str:
+    free, there = ray.available_resources(), ray.cluster_resources()
+    room = ", ".join(f"{free.get(kind, 0.0):g} of {there.get(kind, 0.0):g} {kind}" for kind in plan.bundle)
+    return (
+        f"placement.{plan.role}: no room for {plan.num_workers} bundle(s) of {plan.bundle} within "
+        f"{deadlines.start_s:g} s; free are {room}: other work holds the rest. Wait for it, ask for less, or raise "
+        "placement.deadlines.start_s"
+    )
 
 
 def worker_environment(plan: GroupPlan) -> dict[str, str]:

@@ -98,6 +98,16 @@ def test_a_plan_that_does_not_fit_fails_before_any_actor_starts(eight_gpus: None
     assert "ALIVE" not in states
 
 
+def test_a_cluster_that_is_busy_is_told_with_what_is_free(eight_gpus: None) -> None:
+    fleet = RayFleet(PlacementConfig.model_validate(EIGHT))
+    held = [start(fleet, role) for role in ("policy", "reward")]
+    other = RayFleet(PlacementConfig.model_validate(EIGHT | {"deadlines": {"start_s": 1}}))
+    with pytest.raises(PlacementError, match=r"placement.policy: no room for 4 bundle\(s\).* 2 of 8 GPU: other work"):
+        start(other, "policy")
+    for group in held:
+        group.close()
+
+
 def test_a_worker_uses_the_threads_of_its_cores(eight_gpus: None) -> None:
     fleet = RayFleet(PlacementConfig.model_validate({"policy": {"cpus": 2}, "reward": {"cpus": 1}}))
     workers = start(fleet, "policy")
