@@ -8,32 +8,24 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rayalign.actors.plan import make_plan
 from rayalign.config.base import stage_reference
 from rayalign.config.data import DataSource
 from rayalign.config.run import RunConfig
 from rayalign.config.stages import EvaluateStage, IrlStage, SampleStage, SftStage, Stage
-from rayalign.data import shapes
-from rayalign.data.sources import could_be_hub_name, read_rows
+from rayalign.data.sources import could_be_hub_name
 from rayalign.errors import UserError
 from rayalign.preflight.folders import check_model, check_template, check_tokenizer, hub_problem
+from rayalign.preflight.rows import MAX_ROWS_READ, first_rows, too_few_prompts
 
 MIN_FREE_BYTES = 200 * 2**20
-MAX_ROWS_READ = 10_000  # of a file; the rest is read when its stage comes
-MAX_JSON_BYTES = 64 * 2**20  # a .json is parsed whole
 
 State = Literal["ok", "made", "download", "missing"]
-SHAPES: dict[str, Callable[..., Iterable[Any]]] = {
-    "demonstrations": shapes.demonstrations,
-    "prompts": shapes.prompts,
-    "preferences": shapes.preferences,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +85,9 @@ def _examine(config: RunConfig, stages: Sequence[Stage], learned_reward: bool) -
         for need in needs_of(config, stage):
             if learned_reward or not need.key.endswith(".reward.init"):
                 yield _look(config, stage, need, earlier)
+        too_few = too_few_prompts(config, stage) if isinstance(stage, IrlStage) else None
+        if too_few:
+            yield Finding(f"stages.{stage.name}.improve.prompts_per_step", "missing", too_few)
         if stage.kind != "planted":
             yield from _tokenizer(config, stage, earlier)
     yield from _packages(config)
@@ -169,20 +164,13 @@ def _data(key: str, kind: str, source: DataSource) -> Finding:
     if not path.exists() and could_be_hub_name(source.path):
         return _judged(key, source.path, hub_problem(source.path, "datasets"))
     try:
-        rows = SHAPES[kind](read_rows(source, resolve=str))
-        if path.exists() and _is_quick(path):
-            num = sum(1 for _ in islice(rows, MAX_ROWS_READ))
+        rows = first_rows(kind, source)
+        if rows is not None:
+            num = sum(1 for _ in rows)
             return Finding(key, "ok", f"{source.path} ({'at least ' * (num == MAX_ROWS_READ)}{num} {kind})")
     except UserError as error:
         return Finding(key, "missing", str(error))
     return Finding(key, "ok", source.path)
-
-
-def _is_quick(path: Path) -> bool:
-    """Whether the first rows can be read without reading all, and without the `datasets` library."""
-    if path.is_dir():
-        return not any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
-    return not path.name.endswith((".json", ".json.gz")) or path.stat().st_size <= MAX_JSON_BYTES
 
 
 def _tokenizer(config: RunConfig, stage: Stage, earlier: list[str]) -> Iterator[Finding]:
