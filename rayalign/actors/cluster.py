@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 
@@ -12,6 +13,7 @@ from rayalign.errors import PlacementError
 
 PROBE_S = 5.0  # for an answer from the address; ray.init alone tries for two minutes
 DEFAULT_PORT = 6379
+AUTHENTICATION = "ray._private.authentication.authentication_token_setup"  # its logger
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # what `ray health-check` calls
 
 
@@ -27,6 +29,7 @@ def connect(placement: PlacementConfig, actor_logs: bool) -> bool:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_enable_worker_prestart", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    logging.getLogger(AUTHENTICATION).addFilter(_is_worth_telling)
     ray.init(
         address="local",
         include_dashboard=False,
@@ -63,6 +66,11 @@ def nodes_of_cluster(placement: PlacementConfig) -> list[dict[str, float]]:
         return cluster_nodes()
     finally:
         ray.shutdown()
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """Not that a Ray started here asks for a token: it makes its own, and warns of it at every start."""
+    return not record.getMessage().startswith("Token authentication is enabled")
 
 
 def _join(address: str, actor_logs: bool) -> None:

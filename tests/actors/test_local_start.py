@@ -1,0 +1,42 @@
+"""A Ray started on this machine says nothing while all is well, and asks for its token."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rayalign.actors import cluster
+from tests.conftest import one_thread
+
+START = """
+import logging, ray
+from ray._raylet import AuthenticationMode, get_authentication_mode
+from rayalign.actors.cluster import connect
+from rayalign.config.placement import PlacementConfig
+assert connect(PlacementConfig(), actor_logs=False)
+assert get_authentication_mode() == AuthenticationMode.TOKEN
+ray.shutdown()
+"""
+
+
+def test_it_starts_without_a_word_and_with_a_token(tmp_path: Path) -> None:
+    environment = {k: v for k, v in one_thread().items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout + done.stderr == ""
+
+
+def test_other_warnings_of_its_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger(cluster.AUTHENTICATION)
+    logger.addFilter(cluster._is_worth_telling)
+    try:
+        with caplog.at_level(logging.WARNING, logger=logger.name):
+            logger.warning("Token authentication is disabled for this Ray cluster. Anyone ...")
+            logger.warning("Token authentication is enabled for this Ray cluster. Set ...")
+    finally:
+        logger.removeFilter(cluster._is_worth_telling)
+    assert [record.getMessage().split()[3] for record in caplog.records] == ["disabled"]
