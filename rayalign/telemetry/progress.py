@@ -26,29 +26,28 @@ class Bar:
         name: str,
         total: int | None,
         unit: str,
-        done: int,
         now: Callable[[], float],
         changed: Callable[[Bar], None],
     ) -> None:
-        self.name, self.total, self.unit, self.done = name, total, unit, done
+        self.name, self.total, self.unit, self.done = name, total, unit, 0
         self.round: tuple[int, int] | None = None
         self.note: dict[str, float] = {}
-        self._began_with = done
         self._now, self._changed = now, changed
         self._start = self._updated = now()
+        self._first: tuple[int, float] | None = None  # units that were done at the first advance, and when
 
     def update(
         self,
         advance: int = 0,
         round: tuple[int, int] | None = None,
         note: Mapping[str, float] | None = None,
-        total: int | None = None,
     ) -> None:
-        """Adds `advance` units; sets the round (this, of all), up to five key numbers, or a late total."""
+        """Adds `advance` units; sets the round (this, of all) and up to five key numbers."""
         self.done += advance
-        self._updated = self._now() if advance else self._updated
+        if advance:
+            self._updated = self._now()
+            self._first = self._first or (self.done, self._updated)
         self.round = round or self.round
-        self.total = self.total if total is None else total
         if note is not None:
             self.note = dict(list(note.items())[:MAX_NOTES])
         self._changed(self)
@@ -60,12 +59,19 @@ class Bar:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at the pace so far; None while there is none to go by."""
-        made = self.done - self._began_with
-        if self.total is None or made <= 0:
+        """Seconds left at the pace since the first units, which include starting and compiling; None until there is one.
+
+        What the first units took longer than others may be a round's own work: each later round is given as much,
+        until the second one shows its pace.
+        """
+        if self.total is None or self._first is None or self.done <= self._first[0]:
             return None
-        pace_s = (self._updated - self._start) / made
-        return max(0.0, (self.total - self.done) * pace_s - (self._now() - self._updated))
+        first_done, first_at = self._first
+        pace_s = (self._updated - first_at) / (self.done - first_done)
+        left_s = (self.total - self.done) * pace_s - (self._now() - self._updated)
+        if self.round and self.round[0] == 1:
+            left_s += (self.round[1] - 1) * max(0.0, first_at - self._start - pace_s)
+        return max(0.0, left_s)
 
     def words(self) -> list[str]:
         """Round, count and time left, most important first; what is not known is left out."""
@@ -110,13 +116,12 @@ class Progress:
         self._last_line: dict[Bar, float] = {}
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "step", done: int = 0) -> Iterator[Bar]:
+    def stage(self, name: str, total: int | None = None, unit: str = "step") -> Iterator[Bar]:
         """Shows the stage while the block runs, and one line of how it ended. Stages may nest.
 
-        Without a total it is a wait of unknown length ("starting 3 actors"). A resumed stage has `done` units
-        behind.
+        Without a total it is a wait of unknown length ("starting 3 actors").
         """
-        bar = Bar(name, total, unit, done, self._now, self._on_update)
+        bar = Bar(name, total, unit, self._now, self._on_update)
         self._begin(bar)
         ended = "stopped"
         try:
@@ -139,7 +144,7 @@ class Progress:
                 self._live.start()
         elif self._enabled:
             self._last_line[bar] = self._now()
-            amount = " ..." if bar.total is None else f": {bar.total - bar.done} {bar.unit}s to do"
+            amount = " ..." if bar.total is None else f": {bar.total} {bar.unit}s to do"
             self.say(bar.name + amount)
 
     def _on_update(self, bar: Bar) -> None:
