@@ -98,7 +98,7 @@ def _take(free: list[dict[str, float]], bundle: Mapping[str, float]) -> bool:
     for node in free:
         if all(node.get(kind, 0.0) + SLACK >= amount for kind, amount in bundle.items()):
             for kind, amount in bundle.items():
-                node[kind] -= amount
+                node[kind] = max(0.0, node[kind] - amount)  # thirds of cores do not add up to whole ones exactly
             return True
     return False
 

@@ -53,6 +53,17 @@ def test_the_sentence_names_the_missing_bundle_and_the_way_out() -> None:
     assert "lower placement" in text and "\n" not in text
 
 
+def test_the_sentence_where_thirds_of_cores_leave_nothing() -> None:
+    """5/3 and 1/3 of a core are two, give or take a rounding error."""
+    with pytest.raises(PlacementError) as error:
+        check_fits(make_plan(PlacementConfig.model_validate({"policy": {"cpus": 5}})), [{"CPU": 2}])
+    assert str(error.value) == (
+        "placement.rollout needs 1 bundle(s) of 0.33 CPU, and number 1 fits on no node (most room left on one: 0 CPU); "
+        "the three groups need 2.33 CPU in all, the cluster has 2 CPU on 1 node(s): "
+        "lower placement.*.gpus, .cpus or .workers, or add nodes"
+    )
+
+
 def test_colocated_groups_share_each_gpu_and_copy_by_ipc() -> None:
     values = {role: {"gpus": 2} for role in ("policy", "reward", "rollout")} | {"colocate": True}
     plan = make_plan(PlacementConfig.model_validate(values))
