@@ -20,6 +20,7 @@ _COLOURS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#
 _INK = "#333333"
 _DPI = 150
 _FEW = 12  # points, such as one a round, that would not be seen as a line
+_SHARES = (-0.04, 1.04)  # 0 and 1 are values too, and their points are to be seen whole
 _DODGE = 0.006  # between models at one temperature, so that their error bars do not lie on each other
 
 
@@ -35,16 +36,16 @@ class _Panel:
 
 _PANELS = (
     _Panel("learned reward\n(mean of samples)", {"policy/reward_mean": "learned reward"}),
-    _Panel("KL to reference\n(nats)", {"policy/kl_policy_to_ref": "KL"}),
+    _Panel("KL to reference\n(nats a response)", {"policy/kl_policy_to_ref": "KL"}),
     _Panel(
         "reward accuracy\n(share of pairs)",
         {
             "reward/pair_accuracy": "training pairs",
-            "health/demo_accuracy_heldout": "held-out demonstrations (low once the policy is past them)",
+            "health/demo_accuracy_heldout": "held-out demonstrations (falls once the policy beats them)",
             "health/rank_accuracy_policy": "the policy's own samples",
         },
         chance=0.5,
-        limits=(0.0, 1.03),
+        limits=_SHARES,
     ),
 )
 
@@ -68,7 +69,7 @@ def plot_run(metrics_jsonl: Path, results: Mapping[str, Any] | None, out: Path) 
     panels = [panel for panel in _PANELS if any(name in curves.points for name in panel.metrics)]
     if quantity is None and not panels:
         return None
-    figure = Figure(figsize=(11 if quantity and panels else 6, 5.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(11 if quantity and panels else 6, 5.8), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     left: FigureBase = figure
     right: FigureBase = figure
@@ -77,7 +78,9 @@ def plot_run(metrics_jsonl: Path, results: Mapping[str, Any] | None, out: Path) 
     if quantity:
         _draw_temperatures(left.subplots(), read, quantity)
     if panels:
-        _draw_curves(list(right.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]), panels, curves)
+        column = list(right.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
+        _draw_curves(column, panels, curves)
+        _explain_curves(right, column, panels)
         right.align_ylabels()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, format="png")
@@ -151,11 +154,11 @@ def _draw_temperatures(axes: Axes, read: Results, quantity: str) -> None:
     axes.set_xlim(min(read.temperatures) - 0.05, max(read.temperatures) + 0.05)
     axes.set_xlabel("sampling temperature")
     axes.set_ylabel(
-        "golden reward (0 to 1, mean, 95% interval)" if quantity == "golden" else "learned reward"
+        "golden reward (0 to 1, mean, 95% interval)" if quantity == "golden" else "learned reward (mean, 95% interval)"
     )
     axes.set_title("Held-out prompts", loc="left", color=_INK)
     if quantity == "golden":
-        axes.set_ylim(0, 1.03)
+        axes.set_ylim(*_SHARES)
     _finish(axes)
     handles, labels = axes.get_legend_handles_labels()
     # matplotlib puts plain lines before those with error bars
@@ -188,11 +191,25 @@ def _draw_curves(column: Sequence[Axes], panels: Sequence[_Panel], curves: Curve
         if panel.limits:
             axes.set_ylim(*panel.limits)
         _finish(axes)
-        if len(panel.metrics) > 1:
-            axes.legend(frameon=False, fontsize="small", loc="lower right", ncols=2)
     column[0].set_title("The alternation", loc="left", color=_INK)
     column[-1].set_xlabel("policy step" + (" (dotted: a new round)" if curves.round_starts else ""))
     column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _explain_curves(figure: FigureBase, column: Sequence[Axes], panels: Sequence[_Panel]) -> None:
+    """A legend for the panel of several metrics, below all panels: within it would lie on what is drawn."""
+    for axes, panel in zip(column, panels, strict=True):
+        if len(panel.metrics) > 1:
+            figure.legend(
+                *axes.get_legend_handles_labels(),
+                title=panel.ylabel.splitlines()[0],
+                alignment="left",
+                frameon=False,
+                fontsize="small",
+                title_fontsize="small",
+                loc="outside lower center",
+                ncols=2,
+            )
 
 
 def _finish(axes: Axes) -> None:

@@ -9,6 +9,9 @@ import math
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from rich.console import Console
 
 from rayalign.report.plot import plot_run, read_curves
@@ -152,6 +155,24 @@ def test_a_value_that_is_not_finite_leaves_a_gap(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"stage": "irl", "round": 0, "step": 1, "policy/entropy": null, "policy/x": 1.0}\n')
     assert read_curves(path).points == {"policy/x": {1: 1.0}}
+
+
+@pytest.mark.parametrize("results", [full(), None], ids=["with temperatures", "curves alone"])
+def test_legends_lie_on_nothing_and_points_at_the_ends_are_whole(tmp_path, monkeypatch, results):
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+    plot_run(write_metrics(tmp_path / "m.jsonl"), results, tmp_path / "plot.png")
+    (figure,) = drawn
+    legends, panels = figure.findobj(Legend), figure.findobj(Axes)
+    assert len(legends) == (2 if results else 1)
+    for legend in legends:
+        box = legend.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
+        others = [axes for axes in panels if axes.get_legend() is not legend]
+        assert not any(box.overlaps(axes.get_tightbbox()) for axes in others)
+    shares = [axes for axes in panels if "share" in axes.get_ylabel() or "0 to 1" in axes.get_ylabel()]
+    assert shares and all(axes.get_ylim()[0] < -0.02 and axes.get_ylim()[1] > 1.02 for axes in shares)
 
 
 def test_nothing_is_set_on_pyplot(tmp_path):
