@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from rayalign.config.load import load_config, parse_config
 from rayalign.config.run import RunConfig
 from rayalign.data.template import Template, load_tokenizer
 from rayalign.engines.function_reward import FunctionReward, RewardFunction
-from rayalign.errors import ConfigError
+from rayalign.errors import ConfigError, UserError, one_line_errors
 from rayalign.ports import RewardSetup, RewardWorker, RolloutWorker, SamplerSetup
 from rayalign.run import artifacts_of, built_in, run
 from rayalign.stages.context import Components
@@ -70,6 +71,17 @@ def train(
     return Run(folder, artifacts_of(resolved, folder), summary)
 
 
+def main(
+    *, reward: RewardFunction | type[RewardWorker] | None = None, rollout: type[RolloutWorker] | None = None
+) -> None:
+    """`train` as a script's command line, CONFIG [KEY=VALUE ...], with the errors and exit codes of `rayalign train`."""
+    with one_line_errors():
+        if len(sys.argv) < 2:
+            raise UserError(f"a config is missing: python {sys.argv[0]} CONFIG [KEY=VALUE ...]")
+        run = train(sys.argv[1], overrides=sys.argv[2:], reward=reward, rollout=rollout)
+        print(run.folder, run.artifacts)
+
+
 @dataclass(frozen=True)
 class FunctionRewardFactory:
     """Builds the reward worker around a user's function, in the actor."""
@@ -104,4 +116,4 @@ def _built_from(worker: Any) -> Callable[[Any], Any]:
     return worker
 
 
-__all__ = ["Run", "RewardSetup", "SamplerSetup", "train"]
+__all__ = ["Run", "RewardSetup", "SamplerSetup", "main", "train"]

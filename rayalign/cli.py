@@ -13,7 +13,7 @@ from typing import NoReturn
 from rayalign import __version__
 from rayalign.config.load import dump_config, load_config
 from rayalign.config.run import RunConfig
-from rayalign.errors import RayalignError, UserError
+from rayalign.errors import UserError, one_line_errors
 
 OVERRIDES = """settings:
   KEY=VALUE overrides the file, from left to right; VALUE is YAML. Stages go by their names.
@@ -47,14 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `rayalign` command."""
     parsed = _parser().parse_args(arguments)
     try:
-        parsed.run(parsed)
+        with one_line_errors():
+            parsed.run(parsed)
         sys.stdout.flush()
-    except RayalignError as error:
-        print(f"rayalign: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        print("rayalign: interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         # The reader (`head`, say) has what it wanted. Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,11 @@
 """The errors a person meets. Each is one line: what, where, what to do."""
 
+from __future__ import annotations
+
+import contextlib
 import errno
+import sys
+from collections.abc import Iterator
 
 
 class RayalignError(Exception):
@@ -33,6 +38,19 @@ class SyncError(RayalignError):
 
 class StaleSamples(RayalignError):
     """Samples older than `max_staleness` policy versions reached an update."""
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Around a whole program: what goes wrong becomes its one line on stderr and an exit code, as in the command line."""
+    try:
+        yield
+    except RayalignError as error:
+        print(f"rayalign: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        print("rayalign: interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
 
 
 def is_disk_full(error: BaseException) -> bool:

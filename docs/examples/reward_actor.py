@@ -6,13 +6,12 @@ This one learns which words demonstrations use more often than the policy does (
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rayalign.api import RewardSetup, train
+from rayalign.api import RewardSetup, main
 from rayalign.telemetry.metrics import Last
 from rayalign.types import Rollout, Scores, Sequences
 
@@ -54,5 +53,4 @@ def _counts(sequences: Sequences) -> dict[int, float]:
 
 
 if __name__ == "__main__":
-    run = train(sys.argv[1], overrides=sys.argv[2:], reward=WordOdds)
-    print(run.folder, run.artifacts)
+    main(reward=WordOdds)  # in a program of your own: train(config, reward=WordOdds)

@@ -3,9 +3,7 @@
     python docs/examples/reward_function.py my_config.yaml
 """
 
-import sys
-
-from rayalign.api import train
+from rayalign.api import main
 
 
 def ends_politely(prompts: list[str], responses: list[str]) -> list[float]:
@@ -14,5 +12,4 @@ def ends_politely(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 if __name__ == "__main__":
-    run = train(sys.argv[1], overrides=sys.argv[2:], reward=ends_politely)
-    print(run.folder, run.artifacts)
+    main(reward=ends_politely)  # in a program of your own: train(config, reward=ends_politely)

@@ -5,11 +5,9 @@ What it puts into the prompt is part of what the policy learns from, because rol
     python docs/examples/rollout_actor.py my_config.yaml
 """
 
-import sys
-
 import numpy as np
 
-from rayalign.api import SamplerSetup, train
+from rayalign.api import SamplerSetup, main
 from rayalign.config.stages import SamplingConfig
 from rayalign.data.template import Template, load_tokenizer
 from rayalign.engines.vllm_backend.sampler import VllmSampler
@@ -44,5 +42,4 @@ class Lookup(VllmSampler):
 
 
 if __name__ == "__main__":
-    run = train(sys.argv[1], overrides=sys.argv[2:], rollout=Lookup)
-    print(run.folder, run.artifacts)
+    main(rollout=Lookup)  # in a program of your own: train(config, rollout=Lookup)
