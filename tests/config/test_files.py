@@ -58,9 +58,9 @@ def test_only_its_data_files_are_missing(config: RunConfig, tmp_path: Path, monk
 
 
 def test_placeholders_can_be_filled(config: RunConfig, tmp_path: Path) -> None:
-    """With one file of {prompt, response} in their place, nothing is missing."""
+    """With one file of {prompt, response} in their place, of enough prompts for a step, nothing is missing."""
     data = tmp_path / "data.jsonl"
-    data.write_text('{"prompt": "a", "response": "b"}\n' * 3)
+    data.write_text("".join(f'{{"prompt": "a {number}", "response": "b"}}\n' for number in range(100)))
     values = config.model_dump(mode="json") | {"run_dir": str(tmp_path)}
     filled = parse_config(yaml.safe_load(_with_file(yaml.safe_dump(values), data)))
     missing = [f for f in examine_run(filled, filled.stages) if f.state == "missing"]
