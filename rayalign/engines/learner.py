@@ -81,6 +81,7 @@ class Learner:
             betas=optimizer.betas,
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
+            fused=True,  # one pass over each tensor, without copies of it
         )
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=_deepspeed_config(learner, optimizer, _dtype(module))

@@ -24,25 +24,21 @@ def selected_logprobs(logits: Tensor, labels: Tensor, *, temperature: float = 1.
 
     Example: logits [[0., 0.]], labels [1] -> [-0.6931].
     """
-    if logits.shape[:-1] != labels.shape or labels.dim() != 1:
-        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"want logits [T, V] and labels [T], got {shapes}")
+    _check_shapes(logits, labels)
     _check_temperature(temperature)
-    return _SelectedLogprobs.apply(logits, labels, temperature)
+    logprobs, _ = _SelectedLogprobs.apply(logits, labels, temperature, False)
+    return logprobs
 
 
-@torch.no_grad()
-def entropy_from_logits(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Entropy in nats of softmax(logits / temperature): logits[T, V] -> [T]. A metric: carries no gradient.
+def logprobs_and_entropy(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """As `selected_logprobs`, and the entropy in nats of softmax(logits / temperature): two [T] tensors.
 
-    Logits of -inf (masked vocabulary) count as probability 0 and add nothing.
+    The entropy is a metric: it carries no gradient. Logits of -inf (masked vocabulary) count as probability 0.
     """
+    _check_shapes(logits, labels)
     _check_temperature(temperature)
-    entropy = logits.new_empty(logits.shape[0], dtype=_result_dtype(logits))
-    for rows in _row_blocks(logits.shape[0]):
-        probs = (logits[rows].to(entropy.dtype) / temperature).softmax(-1)
-        entropy[rows] = torch.special.entr(probs).sum(-1)
-    return entropy
+    logprobs, entropy = _SelectedLogprobs.apply(logits, labels, temperature, True)
+    return logprobs, entropy
 
 
 def chunked_logprobs(
@@ -69,42 +65,53 @@ def chunked_logprobs(
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     num_chunks = max(-(-len(labels) // chunk_tokens), min_chunks)
     chunks = list(zip(hidden.tensor_split(num_chunks), labels.tensor_split(num_chunks), strict=True))
-    entropies: list[Tensor] = []
 
-    def forward(hidden_chunk: Tensor, labels_chunk: Tensor) -> Tensor:
-        logits = head(hidden_chunk)
-        logprobs = selected_logprobs(logits, labels_chunk, temperature=temperature)
-        if with_entropy:  # after the log-probs: recomputation in backward stops once it has those
-            entropies.append(entropy_from_logits(logits, temperature=temperature))
-        return logprobs
+    def forward(hidden_chunk: Tensor, labels_chunk: Tensor) -> tuple[Tensor, Tensor]:
+        parts: tuple[Tensor, Tensor] = _SelectedLogprobs.apply(
+            head(hidden_chunk), labels_chunk, temperature, with_entropy
+        )
+        return parts
 
     if len(chunks) > 1 and torch.is_grad_enabled():
         parts = [checkpoint(forward, *chunk, use_reentrant=False) for chunk in chunks]
     else:
         parts = [forward(*chunk) for chunk in chunks]
-    logprobs = torch.cat(parts)
-    return logprobs, torch.cat(entropies) if with_entropy else logprobs.new_empty(0)
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 class _SelectedLogprobs(torch.autograd.Function):
     """d logprob / d logits = (one_hot(label) - softmax(logits / temperature)) / temperature.
 
-    The softmax is rebuilt in backward from the saved logits and their logsumexp, a block of rows at a time.
+    The softmax is rebuilt in backward from the saved logits and their logsumexp, a block of rows at a time. The
+    entropy, log Z - E[logit / temperature], comes from the exponentials that the logsumexp needs; empty if not wanted.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-        logsumexp = logits.new_empty(logits.shape[0], dtype=_result_dtype(logits))
-        for rows in _row_blocks(logits.shape[0]):
-            logsumexp[rows] = (logits[rows].to(logsumexp.dtype) / temperature).logsumexp(-1)
+    def forward(
+        ctx, logits: Tensor, labels: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        num_rows = logits.shape[0]
+        logsumexp = logits.new_empty(num_rows, dtype=_result_dtype(logits))
+        entropy = logsumexp.new_empty(num_rows if with_entropy else 0)
+        for rows in _row_blocks(num_rows):
+            scaled = logits[rows].to(logsumexp.dtype) / temperature
+            largest = scaled.amax(-1, keepdim=True)
+            exponentials = (scaled - largest).exp_()
+            total = exponentials.sum(-1)
+            logsumexp[rows] = total.log() + largest.squeeze(-1)
+            if with_entropy:
+                finite = scaled.clamp_(min=torch.finfo(scaled.dtype).min)  # 0 * -inf is no number
+                entropy[rows] = logsumexp[rows] - exponentials.mul_(finite).sum(-1) / total
         selected = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1).to(logsumexp.dtype)
         ctx.save_for_backward(logits, labels, logsumexp)
         ctx.temperature = temperature
-        return selected / temperature - logsumexp
+        ctx.mark_non_differentiable(entropy)
+        return selected / temperature - logsumexp, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_logprobs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad_logprobs: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         logits, labels, logsumexp = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
         scale = grad_logprobs / ctx.temperature
@@ -112,7 +119,7 @@ class _SelectedLogprobs(torch.autograd.Function):
             block = (logits[rows].to(logsumexp.dtype) / ctx.temperature).sub_(logsumexp[rows, None]).exp_()
             block.mul_(-scale[rows, None]).scatter_add_(-1, labels[rows, None], scale[rows, None])
             grad_logits[rows] = block.to(logits.dtype)
-        return grad_logits, None, None
+        return grad_logits, None, None, None
 
 
 def _row_blocks(num_rows: int) -> list[slice]:
@@ -121,6 +128,11 @@ def _row_blocks(num_rows: int) -> list[slice]:
 
 def _result_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _check_shapes(logits: Tensor, labels: Tensor) -> None:
+    if logits.shape[:-1] != labels.shape or labels.dim() != 1:
+        raise ValueError(f"want logits [T, V] and labels [T], got {tuple(logits.shape)} and {tuple(labels.shape)}")
 
 
 def _check_temperature(temperature: float) -> None:

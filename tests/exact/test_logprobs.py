@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rayalign.objectives import logprobs as module
-from rayalign.objectives.logprobs import chunked_logprobs, entropy_from_logits, selected_logprobs
+from rayalign.objectives.logprobs import chunked_logprobs, logprobs_and_entropy, selected_logprobs
 
 from .worlds import deterministic, gradient, random_table
 
@@ -85,17 +85,18 @@ def test_masked_vocabulary_is_no_trouble():
     value = selected_logprobs(logits, torch.tensor([0]))
     assert value.item() == pytest.approx(-math.log(2))
     assert gradient(value.sum(), logits).tolist() == [[0.5, -0.5, 0.0]]
-    assert entropy_from_logits(logits).item() == pytest.approx(math.log(2))
+    assert logprobs_and_entropy(logits, torch.tensor([0]))[1].item() == pytest.approx(math.log(2))
 
 
 def test_entropy_matches_the_definition_and_carries_no_gradient():
     """-sum p log p of the tempered softmax, over several blocks."""
     logits = random_table(1100, 6, seed=9).requires_grad_()
     log_p = (logits.detach() / 0.6).log_softmax(-1)
-    entropy = entropy_from_logits(logits, temperature=0.6)
+    labels = random_labels(1100, num_vocabulary=6, seed=10)
+    logprobs, entropy = logprobs_and_entropy(logits, labels, temperature=0.6)
+    torch.testing.assert_close(logprobs, log_p.gather(-1, labels[:, None])[:, 0], atol=1e-12, rtol=0)
     torch.testing.assert_close(entropy, -(log_p.exp() * log_p).sum(-1), atol=1e-12, rtol=0)
-    assert not entropy.requires_grad
-    assert entropy_from_logits(torch.zeros(1, 8)).item() == pytest.approx(math.log(8))
+    assert logprobs.requires_grad and not entropy.requires_grad
 
 
 class CountingHead(torch.nn.Module):
@@ -162,16 +163,6 @@ def test_scoring_without_gradient_never_recomputes():
     assert head.num_calls == 3
     assert not logprobs.requires_grad
     assert entropy.shape == (0,)
-
-
-def test_entropies_are_not_computed_again_in_backward(monkeypatch):
-    """The second pass over a chunk is for gradients only."""
-    calls = []
-    original = module.entropy_from_logits
-    monkeypatch.setattr(module, "entropy_from_logits", lambda *a, **k: calls.append(1) or original(*a, **k))
-    (_, entropy, _, _), head = head_gradients(10, chunk_tokens=4)
-    assert len(calls) == 3 < head.num_calls
-    assert entropy.shape == (10,)
 
 
 def test_no_vocabulary_wide_tensor_lives_between_forward_and_backward():
