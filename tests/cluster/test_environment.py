@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,29 @@ def test_constraints_hold_a_version_that_fits_for_every_direct_dependency() -> N
         requirement = Requirement(text)
         version = pins[requirement.name.lower()]
         assert requirement.specifier.contains(Version(version)), f"{text} against {version}"
+
+
+def test_what_the_package_imports_is_named() -> None:
+    """Not only brought along by something else."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    named = {Requirement(r).name.lower() for r in [*project["dependencies"], *sum(extras.values(), [])]}
+    names_of = metadata.packages_distributions()
+    modules = {module for file in (ROOT / "rayalign").rglob("*.py") for module in imports_of(file)}
+    foreign = modules - set(sys.stdlib_module_names) - {"rayalign"}
+    assert {"torch", "grpc"} <= foreign
+    assert [m for m in sorted(foreign) if not {n.lower() for n in names_of.get(m, [m])} & named] == []
+
+
+def imports_of(file: Path) -> set[str]:
+    """The packages that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    return found
 
 
 def test_constraints_name_versions_only() -> None:
