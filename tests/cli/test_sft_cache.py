@@ -36,6 +36,7 @@ def cached(workplace: Workplace, parts: Path, cache: Path) -> Workplace:
         shutil.copytree(parts / part, workplace.folder / part)
         workplace.values["model"]["path" if part == "model" else part] = part
     workplace.values["stages"][0] |= {"cache": True}
+    workplace.values["data"]["heldout_frac"] = 0  # else another seed is other data
     return workplace
 
 
