@@ -35,11 +35,6 @@ class Cursor:
         self._fingerprint = fingerprint
         self._start_epoch(0)
 
-    @property
-    def epoch(self) -> int:
-        """How many times every row has been taken."""
-        return self._epoch + (self._position == self.num_rows)
-
     def take(self, num: int) -> np.ndarray:
         """The next `num` rows: [num] int64. Within an epoch no row comes twice; a batch may span epochs."""
         parts: list[np.ndarray] = []

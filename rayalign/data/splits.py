@@ -1,4 +1,4 @@
-"""Rows kept out of training, and slices of it. A prompt is never on both sides."""
+"""Rows kept out of training. A prompt is never on both sides."""
 
 from __future__ import annotations
 
@@ -39,16 +39,3 @@ def _choose(sizes: np.ndarray, target: float, seed: int) -> list[int]:
             chosen.append(int(group))
             num_rows += int(sizes[group])
     return chosen or [int(order[np.argmin(sizes[order])])]
-
-
-def split_slices(num_rows: int, num_slices: int, *, seed: int) -> list[np.ndarray]:
-    """`num_slices` disjoint slices of the shuffled rows, ascending int64, that cover every row (T15).
-
-    Sizes differ by one at most. Raises DataError where there are more slices than rows.
-    """
-    if not 1 <= num_slices <= num_rows:
-        raise DataError(
-            f"cannot cut {num_rows} rows into {num_slices} slices; lower their number, or add rows"
-        )
-    order = np.random.default_rng(seed).permutation(num_rows)
-    return [np.sort(part).astype(np.int64) for part in np.array_split(order, num_slices)]

@@ -19,14 +19,6 @@ class Tally:
     cut: Counter[str] = field(default_factory=Counter)
     first_places: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def num_left_out(self) -> int:
-        return self.left_out.total()
-
-    @property
-    def num_cut(self) -> int:
-        return self.cut.total()
-
     def leave_out(self, reason: str, place: object) -> None:
         """Counts a row that is not used."""
         self.left_out[reason] += 1

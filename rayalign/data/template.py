@@ -82,19 +82,6 @@ class Template:
         """
         return self._render(conversation, add_generation_prompt=True)
 
-    def prompt_tokens(self, conversation: Conversation) -> list[int]:
-        """Exactly what the sampler is given, and what training sees before the response."""
-        return self.encode_prompts([self.prompt_text(conversation)])[0]
-
-    def response_tokens(self, response: str) -> list[int]:
-        """The response with its end token."""
-        return self.encode_responses([response])[0]
-
-    def sequence_tokens(self, conversation: Conversation, response: str) -> tuple[list[int], int]:
-        """Prompt and response with its end token, and the length of the prompt."""
-        prompt = self.prompt_tokens(conversation)
-        return prompt + self.response_tokens(response), len(prompt)
-
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of rendered prompts, many at once (the tokenizer uses its threads)."""
         return self._encode(texts, split_special_tokens=False)

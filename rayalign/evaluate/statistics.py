@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 
 from rayalign.evaluate.student import t_quantile
 
-_CELLS = 1_000_000  # numbers drawn at once by the bootstrap
-
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -56,26 +54,6 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     mean = float(x.mean())
     half = t_quantile((1 + confidence) / 2, x.size - 1) * float(x.std(ddof=1)) / math.sqrt(x.size)
     return Interval(mean, mean - half, mean + half, x.size)
-
-
-def bootstrap_interval(
-    values: ArrayLike, confidence: float = 0.95, *, num_resamples: int = 5000, seed: int = 0
-) -> Interval:
-    """The mean with the percentile bootstrap's interval, for values far from normal.
-
-    Too narrow below about 30 values.
-    """
-    x = _checked(values, confidence)
-    if x.size < 2:
-        return Interval(float(x[0]) if x.size else math.nan, math.nan, math.nan, x.size)
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CELLS // x.size)
-    means = [
-        x[rng.integers(x.size, size=(min(rows, num_resamples - start), x.size))].mean(axis=1)
-        for start in range(0, num_resamples, rows)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(x.mean()), float(low), float(high), x.size)
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedDifference:

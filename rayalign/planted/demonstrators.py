@@ -56,9 +56,6 @@ BASE_LOW = Demonstrator.uniform("base_low", quality=0.2, fact=0.85)
 EXPERT_LOW = Demonstrator.uniform("expert_low", quality=0.45, fact=0.95)
 BASE_HALF = Demonstrator.uniform("base_half", quality=0.5, fact=0.85)
 EXPERT_80 = Demonstrator.uniform("expert_80", quality=0.8, fact=0.95)
-EXPERT_95 = Demonstrator.uniform("expert_95", quality=0.95, fact=0.97)
-
-DEMONSTRATORS = {d.label: d for d in (BASE_LOW, EXPERT_LOW, BASE_HALF, EXPERT_80, EXPERT_95)}
 
 
 @dataclass(frozen=True, slots=True)

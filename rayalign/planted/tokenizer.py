@@ -60,24 +60,3 @@ def save_tokenizer(folder: str | Path) -> Path:
     """Writes the folder that `AutoTokenizer.from_pretrained` loads, and returns it."""
     build_tokenizer().save_pretrained(str(folder))
     return Path(folder)
-
-
-def base_model_config(vocab_size: int, tie_word_embeddings: bool = False) -> dict[str, int | bool | str]:
-    """Arguments of transformers' `LlamaConfig` for the world's base model: about 1.0M parameters.
-
-    Five layers of width 128 with four heads of 32. `vocab_size` is `len(tokenizer)`. Untied by default: tied
-    embeddings are the harder case of a weight sync, so ask for them where that is tested.
-    """
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": 128,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "intermediate_size": 320,  # 4 * 128 * 2/3, to a multiple of 64
-        "max_position_embeddings": MAX_POSITIONS,
-        "tie_word_embeddings": tie_word_embeddings,
-        "pad_token_id": SPECIAL_TOKENS.index(PAD),
-        "bos_token_id": SPECIAL_TOKENS.index(BOS),
-        "eos_token_id": SPECIAL_TOKENS.index(EOS),
-    }

@@ -21,7 +21,6 @@ import numpy as np
 from rayalign.errors import UserError
 from rayalign.planted import words as w
 from rayalign.planted.demonstrators import (
-    DEMONSTRATORS,
     VARIANTS,
     Demonstrator,
     Variant,
@@ -118,7 +117,6 @@ def write_world(
     *,
     variant: str = "low",
     seed: int = 0,
-    demonstrator: str | None = None,
     kappa: float = 10.0,
     num_pretrain: int = 34_000,
     num_shift: int = 2_500,
@@ -132,15 +130,12 @@ def write_world(
     """Writes a world's files into a new `folder` and returns it; same arguments, same bytes.
 
     `<kind>.jsonl` holds the rows, `world.json` the facts about them (probabilities, expected golden rewards,
-    counts). `demonstrator` is a label of `DEMONSTRATORS`; None is the variant's own expert. The heldout and
-    eval files use held-out prompts. `shift.jsonl` is there only where the base model needs it
+    counts). The heldout and eval files use held-out prompts. `shift.jsonl` is there only where the base model needs it
     (`Variant.shifts`: the low world). All is written into a folder aside and renamed, so that a folder is
     complete or not there.
     """
     world = PlantedWorld(seed, variant)
     expert = world.cast.expert
-    if demonstrator is not None:
-        expert = DEMONSTRATORS[_known("demonstrator", demonstrator, DEMONSTRATORS)]
     files: dict[str, Sequence[Mapping[str, str]]] = {
         "pretrain": world.pretraining(num_pretrain),
         "demonstrations": world.demonstrations(expert, num_demonstrations),

@@ -22,11 +22,6 @@ class Mean:
     total: float
     count: float = 1.0  # what `total` was summed over: tokens, sequences, pairs, seconds
 
-    @classmethod
-    def of(cls, value: float, weight: float = 1.0) -> Mean:
-        """A value that already is a mean over `weight` things."""
-        return cls(value * weight, weight)
-
     def merge(self, other: Mean) -> Mean:
         """The mean over both."""
         _require_same_kind(self, other)
@@ -70,22 +65,6 @@ class Max:
 
 
 @dataclass(frozen=True, slots=True)
-class Min:
-    """The smallest seen. A NaN stays a NaN whatever it meets, so that no merge order can hide it."""
-
-    smallest: float
-
-    def merge(self, other: Min) -> Min:
-        """The smaller one."""
-        _require_same_kind(self, other)
-        return self if math.isnan(self.smallest) or self.smallest <= other.smallest else other
-
-    def value(self) -> float:
-        """The minimum."""
-        return self.smallest
-
-
-@dataclass(frozen=True, slots=True)
 class Last:
     """A state, such as a learning rate: the value merged last stands."""
 
@@ -101,7 +80,7 @@ class Last:
         return self.latest
 
 
-Metric = Mean | Sum | Max | Min | Last
+Metric = Mean | Sum | Max | Last
 Metrics = dict[str, Metric]
 
 

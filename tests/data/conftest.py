@@ -12,6 +12,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rayalign.data.template import Template
+from rayalign.types import Conversation
+
 REAL_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 CHATML = (
@@ -28,6 +31,22 @@ LLAMA = (  # Llama 2's: it writes the BOS itself, wants alternating roles, and c
     "{% else %}{{ ' ' + message['content'] | trim + ' ' + eos_token }}{% endif %}"
     "{% endfor %}"
 )
+
+
+def prompt_tokens(template: Template, conversation: Conversation) -> list[int]:
+    """What the sampler is given, and what training sees before the response."""
+    return template.encode_prompts([template.prompt_text(conversation)])[0]
+
+
+def response_tokens(template: Template, response: str) -> list[int]:
+    """The response with its end token."""
+    return template.encode_responses([response])[0]
+
+
+def sequence_tokens(template: Template, conversation: Conversation, response: str) -> tuple[list[int], int]:
+    """Prompt and response, and the length of the prompt."""
+    prompt = prompt_tokens(template, conversation)
+    return prompt + response_tokens(template, response), len(prompt)
 
 
 def make_tokenizer(

@@ -16,7 +16,7 @@ from rayalign.data.template import Template
 from rayalign.data.tokenize import tokenize_demonstrations, tokenize_preferences
 from rayalign.types import Message
 
-from .conftest import CHATML, LLAMA, REAL_DATA, make_tokenizer, real
+from .conftest import CHATML, LLAMA, REAL_DATA, make_tokenizer, prompt_tokens, real
 
 pytestmark = pytest.mark.data
 
@@ -37,7 +37,7 @@ def test_hh_pairs():
     tally = Tally()
     pairs = read(HH, preferences, tally)
     assert len(pairs) == tally.num_used == 2312
-    assert tally.num_left_out == 0
+    assert tally.left_out.total() == 0
     for place, pair in pairs:
         roles = [message.role for message in pair.prompt]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"], str(place)
@@ -89,7 +89,7 @@ def test_dolly_tokens_say_what_the_rows_said():
     found = tokenize_demonstrations(rows, template, max_length=100_000)
     assert [template.decode_response(r) for r in found.responses()] == [row.response for row in rows]
     for row, prompt in zip(rows, found.prompts(), strict=True):
-        assert prompt.tolist() == template.prompt_tokens(row.prompt)
+        assert prompt.tolist() == prompt_tokens(template, row.prompt)
 
 
 def test_ultrafeedback_has_equal_pairs():

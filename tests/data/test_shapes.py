@@ -190,7 +190,7 @@ def test_rows_of_no_use_are_counted_and_logged(caplog):
     ]
     with caplog.at_level(logging.WARNING):
         assert len(convert(preferences, *rows, tally=tally)) == 1
-    assert (tally.num_used, tally.num_left_out) == (1, 5)
+    assert (tally.num_used, tally.left_out.total()) == (1, 5)
     assert tally.left_out == {
         "chosen and rejected are equal": 2,
         "the sides differ before their last turn": 1,

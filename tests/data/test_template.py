@@ -10,7 +10,7 @@ from rayalign.data.template import Template, load_tokenizer
 from rayalign.errors import ConfigError, DataError
 from rayalign.types import Message
 
-from .conftest import CHATML, LLAMA, make_tokenizer
+from .conftest import CHATML, LLAMA, make_tokenizer, prompt_tokens, response_tokens, sequence_tokens
 
 QUESTION = (Message("user", "What is the answer?"),)
 DIALOGUE = (*QUESTION, Message("assistant", "Which?"), Message("user", "This <one> "))
@@ -36,11 +36,11 @@ ALL = templates()
 
 @pytest.mark.parametrize("conversation", [QUESTION, DIALOGUE])
 def test_training_and_generation_see_the_same_prompt(template, conversation):
-    prompt = template.prompt_tokens(conversation)
-    sequence, prompt_length = template.sequence_tokens(conversation, "The answer.")
+    prompt = prompt_tokens(template, conversation)
+    sequence, prompt_length = sequence_tokens(template, conversation, "The answer.")
     assert sequence[:prompt_length] == prompt
     assert template._tokenizer.decode(prompt, skip_special_tokens=False) == template.prompt_text(conversation)
-    assert sequence[prompt_length:] == template.response_tokens("The answer.")
+    assert sequence[prompt_length:] == response_tokens(template, "The answer.")
     assert sequence[-1] == template.end_token_id
     assert prompt.count(template.bos_token_id) == template.prompt_text(conversation).count("<s>")
 
@@ -49,8 +49,8 @@ def test_training_and_generation_see_the_same_prompt(template, conversation):
 @given(st.sampled_from(ALL), TEXTS, TEXTS)
 def test_any_text_keeps_the_prompt_and_comes_back(template, question, answer):
     conversation = (Message("user", question),)
-    sequence, prompt_length = template.sequence_tokens(conversation, answer)
-    assert sequence[:prompt_length] == template.prompt_tokens(conversation)
+    sequence, prompt_length = sequence_tokens(template, conversation, answer)
+    assert sequence[:prompt_length] == prompt_tokens(template, conversation)
     assert template.decode_response(sequence[prompt_length:]) == answer
     assert template.encode_prompts([template.prompt_text(conversation)] * 2) == [sequence[:prompt_length]] * 2
 
@@ -71,13 +71,13 @@ def test_the_end_is_what_the_template_puts_after_an_answer(chatml, llama, bare):
 def test_no_second_bos(llama):
     template = Template(llama)
     assert llama.encode("x")[0] == 0, "the tokenizer by itself adds one"
-    assert template.prompt_tokens(QUESTION)[:2].count(0) == 1
-    assert 0 not in template.response_tokens("x")
+    assert prompt_tokens(template, QUESTION)[:2].count(0) == 1
+    assert 0 not in response_tokens(template, "x")
 
 
 def test_plain_writes_a_bos_where_the_tokenizer_would(bare):
-    assert Template(make_tokenizer(adds_bos=True), "plain").prompt_tokens(QUESTION)[0] == 0
-    assert 0 not in Template(bare, "plain").prompt_tokens(QUESTION)
+    assert prompt_tokens(Template(make_tokenizer(adds_bos=True), "plain"), QUESTION)[0] == 0
+    assert 0 not in prompt_tokens(Template(bare, "plain"), QUESTION)
 
 
 def test_plain_reads_as_documented(bare):
@@ -94,23 +94,23 @@ def test_an_answer_has_the_same_tokens_when_it_becomes_history(bare):
     """Generated, then part of the next prompt: the model must not see its own words spelt another way."""
     template = Template(bare, "plain")
     start = (Message("system", "Be brief."), *QUESTION)
-    sequence, _ = template.sequence_tokens(start, "The answer.")
-    later = template.prompt_tokens((*start, Message("assistant", "The answer."), Message("user", "Why?")))
+    sequence, _ = sequence_tokens(template, start, "The answer.")
+    later = prompt_tokens(template, (*start, Message("assistant", "The answer."), Message("user", "Why?")))
     assert later[: len(sequence) - 1] == sequence[:-1]
 
 
 def test_a_response_cannot_forge_an_end(chatml):
     template = Template(chatml)
     text = "a<|im_end|>\n<|im_start|>user</s>b"
-    tokens = template.response_tokens(text)
+    tokens = response_tokens(template, text)
     assert [token for token in tokens if token in (0, 1, 2, 3)] == [3]
     assert template.decode_response(tokens) == text
-    assert template.prompt_tokens(QUESTION)[0] == 2, "the template's own special tokens are still special"
+    assert prompt_tokens(template, QUESTION)[0] == 2, "the template's own special tokens are still special"
 
 
 def test_decode_takes_off_one_end_token_only(chatml):
     template = Template(chatml)
-    body = template.response_tokens("hi")[:-1]
+    body = response_tokens(template, "hi")[:-1]
     assert template.decode_response([*body, 3]) == "hi"
     assert template.decode_response([*body, 1]) == "hi"
     assert template.decode_response(body) == "hi"
@@ -173,7 +173,7 @@ def test_a_refused_conversation_says_which_roles(llama):
 def test_load_tokenizer_from_a_folder(tmp_path, chatml):
     chatml.save_pretrained(tmp_path)
     loaded = Template(load_tokenizer(tmp_path))
-    assert loaded.sequence_tokens(DIALOGUE, "x") == Template(chatml).sequence_tokens(DIALOGUE, "x")
+    assert sequence_tokens(loaded, DIALOGUE, "x") == sequence_tokens(Template(chatml), DIALOGUE, "x")
 
 
 def test_load_tokenizer_from_what_is_none(tmp_path, write):

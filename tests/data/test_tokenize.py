@@ -23,7 +23,7 @@ from rayalign.data.tokenize import (
 from rayalign.errors import ConfigError, DataError
 from rayalign.types import Demonstration, Message, Preference
 
-from .conftest import CHATML, LLAMA, make_tokenizer
+from .conftest import CHATML, LLAMA, make_tokenizer, prompt_tokens, response_tokens, sequence_tokens
 
 TEMPLATE = Template(make_tokenizer(chat_template=CHATML))
 WITH_BOS = Template(make_tokenizer(chat_template=LLAMA, adds_bos=True))
@@ -38,14 +38,14 @@ def demo(prompt: str, response: str) -> Demonstration:
 
 
 PLACES = [Place("d.jsonl", number, "line") for number in range(1, 100)]
-NUM_FRAME = len(TEMPLATE.prompt_tokens(asked("")))  # what ChatML puts around a prompt
+NUM_FRAME = len(prompt_tokens(TEMPLATE, asked("")))  # what ChatML puts around a prompt
 
 
 def test_demonstrations():
     rows = [demo("one", "a"), demo("two", "bb"), demo("one", "ccc")]
     found = tokenize_demonstrations(rows, TEMPLATE, max_length=64)
     for row, tokens, response in zip(rows, found.tokens, found.responses(), strict=True):
-        assert tokens.tolist() == TEMPLATE.sequence_tokens(row.prompt, row.response)[0]
+        assert tokens.tolist() == sequence_tokens(TEMPLATE, row.prompt, row.response)[0]
         assert TEMPLATE.decode_response(response) == row.response
         assert response[-1] == TEMPLATE.end_token_id
     assert found.prompt_ids.tolist() == [0, 1, 0]
@@ -121,7 +121,7 @@ def test_drop_counts_and_logs(caplog):
             rows, TEMPLATE, max_length=32, overlong="drop", places=PLACES, tally=tally
         )
     assert found.prompt_ids.tolist() == [0, 2], "ids are row numbers in the data, whatever was left out"
-    assert (tally.num_used, tally.num_left_out) == (2, 2)
+    assert (tally.num_used, tally.left_out.total()) == (2, 2)
     assert "2 x too long, first at d.jsonl:2: a prompt of" in caplog.text
 
 
@@ -131,7 +131,7 @@ def test_one_tally_goes_from_step_to_step():
     tally = Tally()
     places, rows = zip(*demonstrations(placed, tally=tally), strict=True)
     tokenize_demonstrations(rows, TEMPLATE, max_length=32, overlong="drop", places=places, tally=tally)
-    assert (tally.num_used, tally.num_left_out) == (1, 2)
+    assert (tally.num_used, tally.left_out.total()) == (1, 2)
     with pytest.raises(DataError, match="all 1 rows are too long"):
         tokenize_demonstrations(rows[1:], TEMPLATE, max_length=32, overlong="drop", tally=tally)
 
@@ -153,7 +153,7 @@ def test_truncation_cuts_the_prompt_on_the_left_and_keeps_the_response():
     row = demo("x" * 30 + "end", "yyyy")
     tally = Tally()
     found = tokenize_demonstrations([row], TEMPLATE, max_length=32, overlong="truncate", tally=tally)
-    whole, _ = TEMPLATE.sequence_tokens(row.prompt, row.response)
+    whole, _ = sequence_tokens(TEMPLATE, row.prompt, row.response)
     assert next(iter(found.tokens)).tolist() == whole[-32:]
     assert found.ended.tolist() == [True]
     assert tally.cut == {"prompt cut on the left": 1}
@@ -193,7 +193,7 @@ def test_a_cut_pair_shares_its_cut_prompt():
 
 def test_a_cut_prompt_keeps_its_bos():
     (cut,) = tokenize_prompts([asked("x" * 60)], WITH_BOS, max_length=32, room=8, overlong="truncate").tokens
-    whole = WITH_BOS.prompt_tokens(asked("x" * 60))
+    whole = prompt_tokens(WITH_BOS, asked("x" * 60))
     assert cut.tolist() == [0, *whole[-23:]]
 
 
@@ -240,8 +240,8 @@ def test_truncated_rows_are_ends_of_prompts_and_beginnings_of_responses(pairs, m
         assert 1 <= len(prompt)
         assert len(prompt) + len(response) <= max_length
         whole_prompt, whole_response = (
-            TEMPLATE.prompt_tokens(row.prompt),
-            TEMPLATE.response_tokens(row.response),
+            prompt_tokens(TEMPLATE, row.prompt),
+            response_tokens(TEMPLATE, row.response),
         )
         assert whole_prompt[-len(prompt) :] == prompt.tolist()
         assert whole_response[: len(response)] == response.tolist()

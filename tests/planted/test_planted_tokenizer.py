@@ -8,21 +8,20 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rayalign.planted import words as w
-from rayalign.planted.demonstrators import BASE_HALF, BASE_LOW, EXPERT_95
+from rayalign.planted.demonstrators import BASE_HALF, BASE_LOW, EXPERT_80
 from rayalign.planted.tokenizer import (
     ANS,
     BOS,
     EOS,
     MAX_POSITIONS,
     SPECIAL_TOKENS,
-    base_model_config,
     build_tokenizer,
     save_tokenizer,
 )
 from rayalign.planted.world import PlantedWorld
 
 ROWS = [
-    row for who in (BASE_LOW, BASE_HALF, EXPERT_95) for row in PlantedWorld(seed=9).demonstrations(who, 300)
+    row for who in (BASE_LOW, BASE_HALF, EXPERT_80) for row in PlantedWorld(seed=9).demonstrations(who, 300)
 ]
 
 
@@ -96,18 +95,5 @@ def test_saved_and_loaded_it_is_the_same(tokenizer: PreTrainedTokenizerFast, tmp
         assert loaded.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_base_model_has_about_a_million_parameters(
-    tokenizer: PreTrainedTokenizerFast, tied: bool
-) -> None:
-    config = base_model_config(len(tokenizer), tie_word_embeddings=tied)
-    width, inner = config["hidden_size"], config["intermediate_size"]
-    layer = 4 * width**2 + 3 * width * inner + 2 * width
-    total = config["num_hidden_layers"] * layer + width + (1 if tied else 2) * config["vocab_size"] * width
-    assert 0.95e6 < total < 1.05e6
-    assert config["max_position_embeddings"] == MAX_POSITIONS >= 8 + w.MAX_RESPONSE_TOKENS
-    assert (config["pad_token_id"], config["bos_token_id"], config["eos_token_id"]) == (
-        tokenizer.pad_token_id,
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-    )
+def test_prompt_and_response_fit_the_models_positions() -> None:
+    assert MAX_POSITIONS >= 8 + w.MAX_RESPONSE_TOKENS

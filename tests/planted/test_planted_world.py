@@ -15,9 +15,7 @@ from rayalign.planted import world as world_module
 from rayalign.planted.demonstrators import (
     BASE_HALF,
     BASE_LOW,
-    DEMONSTRATORS,
     EXPERT_80,
-    EXPERT_95,
     EXPERT_LOW,
     Demonstrator,
     expected_frequencies,
@@ -55,14 +53,13 @@ def sampled_attributes(demonstrator: Demonstrator) -> np.ndarray:
         (EXPERT_LOW, 0.446625),
         (BASE_HALF, 0.48875),
         (EXPERT_80, 0.794),
-        (EXPERT_95, 0.945725),
     ],
 )
 def test_expected_golden_has_the_value_worked_out_by_hand(demonstrator: Demonstrator, golden: float) -> None:
     assert expected_golden(demonstrator) == pytest.approx(golden, abs=1e-12)
 
 
-@pytest.mark.parametrize("demonstrator", DEMONSTRATORS.values(), ids=DEMONSTRATORS.keys())
+@pytest.mark.parametrize("demonstrator", [BASE_LOW, EXPERT_LOW, BASE_HALF, EXPERT_80], ids=lambda d: d.label)
 def test_expected_golden_agrees_with_samples(demonstrator: Demonstrator) -> None:
     rows = PlantedWorld(seed=3).demonstrations(demonstrator, NUM_SAMPLES)
     rewards = np.array([golden_reward(**row) for row in rows])
@@ -174,7 +171,6 @@ def test_preferences_follow_bradley_terry_on_the_golden_reward(kappa: float) -> 
         (lambda: PlantedWorld().prompts(20_000, split="heldout"), "0 to 19200"),
         (lambda: PlantedWorld().prompts(-1), "-1 prompts"),
         (lambda: PlantedWorld(seed=-1).prompts(1), "seeds are 0 or more"),
-        (lambda: write_world("unused", demonstrator="nobody"), "no demonstrator 'nobody'"),
     ],
 )
 def test_mistakes_get_one_line_that_helps(call, message: str) -> None:
@@ -195,11 +191,11 @@ def test_written_worlds_are_complete_and_bytewise_repeatable(tmp_path: Path) -> 
 
 
 def test_world_json_states_the_truth(tmp_path: Path) -> None:
-    folder = write_world(tmp_path / "world", variant="half", demonstrator="expert_95", **SMALL)
+    folder = write_world(tmp_path / "world", variant="half", **SMALL)
     truth = json.loads((folder / "world.json").read_text())
     assert truth["base"]["expected_golden"] == pytest.approx(expected_golden(BASE_HALF))
-    assert truth["expert"]["expected_golden"] == pytest.approx(expected_golden(EXPERT_95))
-    assert truth["expert"]["probabilities"]["label"] == "expert_95"
+    assert truth["expert"]["expected_golden"] == pytest.approx(expected_golden(EXPERT_80))
+    assert truth["expert"]["probabilities"]["label"] == "expert_80"
     for kind, count in truth["counts"].items():
         rows = [json.loads(line) for line in (folder / f"{kind}.jsonl").read_text().splitlines()]
         assert len(rows) == count == SMALL[f"num_{kind}"]

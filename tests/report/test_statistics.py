@@ -9,7 +9,6 @@ import pytest
 
 from rayalign.evaluate.statistics import (
     Interval,
-    bootstrap_interval,
     mean_interval,
     paired_difference,
     proportion_interval,
@@ -60,7 +59,6 @@ def test_too_few_values_have_no_interval():
     one, none = mean_interval([0.5]), mean_interval([])
     assert one.as_dict() == {"mean": 0.5, "low": None, "high": None, "num": 1}
     assert none.as_dict() == {"mean": None, "low": None, "high": None, "num": 0}
-    assert bootstrap_interval([0.5]).as_dict() == one.as_dict()
     assert proportion_interval(0, 0).as_dict() == none.as_dict()
 
 
@@ -101,14 +99,6 @@ def test_wilson_of_known_numbers():
     assert proportion_interval(20, 20).high == 1.0
 
 
-def test_the_bootstrap_is_deterministic_and_agrees_with_t_on_many_values():
-    x = np.random.default_rng(1).normal(0.5, 0.2, 400)
-    first = bootstrap_interval(x, seed=3)
-    assert first == bootstrap_interval(x, seed=3) != bootstrap_interval(x, seed=4)
-    by_t = mean_interval(x)
-    assert (first.low, first.high) == (pytest.approx(by_t.low, abs=2e-3), pytest.approx(by_t.high, abs=2e-3))
-
-
 def covers(interval: Interval, truth: float) -> bool:
     return interval.low <= truth <= interval.high
 
@@ -127,15 +117,6 @@ def test_wilson_covers_near_its_confidence(confidence):
         [covers(proportion_interval(int(k), 60, confidence), 0.85) for k in rng.binomial(60, 0.85, 4000)]
     )
     assert abs(share - confidence) < 0.04
-
-
-def test_the_bootstrap_covers_on_skewed_values():
-    rng = np.random.default_rng(0)
-    trials = [rng.exponential(1.0, 100) for _ in range(300)]
-    share = np.mean(
-        [covers(bootstrap_interval(x, num_resamples=500, seed=i), 1.0) for i, x in enumerate(trials)]
-    )
-    assert 0.89 <= share <= 0.985
 
 
 def test_bad_arguments_say_so():
