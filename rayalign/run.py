@@ -176,6 +176,8 @@ def _settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
     found = stage.model_dump(mode="json")
     if stage.kind == "planted":
         return found
+    # The longest answer of an irl stage decides how every stage cuts its prompts, where any are cut.
+    room = config.response_room if config.data.overlong != "error" else None
     described = {"path", "tokenizer", "attention", "trust_remote_code"}
     shared = {need.key: need.source for need in needs_of(config, stage) if not need.key.startswith("stages.")}
     return {
@@ -184,6 +186,7 @@ def _settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
         "run.model": config.model.model_dump(mode="json", exclude=described),
         "run.tokenizer": config.model.tokenizer or config.model.path,
         "run.data": config.data.model_dump(mode="json", include={"chat_template", "overlong", "heldout_frac"}),
+        "run.sampling.max_new_tokens of irl stages": room,
         **{
             f"run.{key}": source.model_dump(mode="json") if isinstance(source, DataSource) else source
             for key, source in shared.items()

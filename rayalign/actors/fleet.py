@@ -95,6 +95,7 @@ class LocalFleet:
 
     def __init__(self, placement: PlacementConfig) -> None:
         self.plan = make_plan(placement)
+        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if not placement.policy.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engines take a GPU wherever they see one
 
@@ -133,7 +134,11 @@ class LocalFleet:
         loop(setup, on_report)
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Gives this process its devices back."""
+        if self._visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._visible
+        else:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
 
 def _connect_sender(policy: PolicyWorker, client: Any, transfer: TransferSetup) -> None:

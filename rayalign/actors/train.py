@@ -89,6 +89,8 @@ def _rank(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())  # DeepSpeed asks for it on CPU
     reports = arguments["reports"]
+    # Where the caller has given up there is nobody to report to, and a rank that starts late ends here.
+    fetch([reports.actor.qsize.remote()], deadline_s=DRAIN_S, what="sft: the run that asked for this training")
 
     def report(value: Any) -> None:
         if context.get_world_rank() == 0:

@@ -25,7 +25,6 @@ class DataConfig(Strict):
     """The data of a run. A stage takes what it needs and says what is missing."""
 
     demonstrations: DataSource | None = None
-    preferences: DataSource | None = None
     prompts: DataSource | None = Field(None, description="prompts without answers; the demonstrations' own if unset")
     heldout_demonstrations: DataSource | None = Field(None, description="never trained on; else a share is kept out")
     heldout_frac: Fraction = Field(0.1, description="share of the demonstrations kept out of all training")

@@ -64,7 +64,6 @@ class RunConfig(Strict):
         data = self.data
         for key, source in (
             ("demonstrations", data.demonstrations),
-            ("preferences", data.preferences),
             ("prompts", data.prompts),
             ("heldout_demonstrations", data.heldout_demonstrations),
         ):

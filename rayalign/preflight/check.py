@@ -99,6 +99,8 @@ def needs_of(config: RunConfig, stage: Stage) -> Iterator[Need]:
     match stage:
         case SftStage():
             yield _rows("demonstrations", (f"{own}.data", stage.data), ("data.demonstrations", data.demonstrations))
+            if stage.data is None and data.heldout_demonstrations:
+                yield Need("data.heldout_demonstrations", "demonstrations", data.heldout_demonstrations)
             if stage.policy:
                 yield Need(f"{own}.policy", "model", stage.policy)
             elif stage.scratch is None:

@@ -73,6 +73,7 @@ class _SampleQueue:
     def __init__(self, stage: IrlStage, groups: IrlGroups) -> None:
         self._stage, self._groups = stage, groups
         self._cursor = Cursor(len(groups.prompts), seed=groups.seed, fingerprint=fingerprint(groups.prompts))
+        self._again: list[int] = []  # rows that wait for the next batch
         self._asked = 0
         self._waiting: deque[PendingRollouts] = deque()
 
@@ -104,11 +105,21 @@ class _SampleQueue:
         )
 
     def _different_prompts(self, num: int) -> np.ndarray:
-        """Rows of the next prompts, none twice: a prompt's seed and its group are its own within a batch."""
+        """Rows of the next prompts, none twice: a prompt's seed and its group are its own within a batch.
+
+        A row that comes a second time, over an epoch's end, waits for the next batch: all are used equally often.
+        """
+        coming, self._again = self._again, []
         rows: dict[int, None] = {}
-        while len(rows) < num:
-            rows |= dict.fromkeys(self._cursor.take(num - len(rows)).tolist())
-        return np.array(list(rows))
+        while True:
+            for row in coming:
+                if row in rows:
+                    self._again.append(row)
+                else:
+                    rows[row] = None
+            if len(rows) == num:
+                return np.array(list(rows))
+            coming = self._cursor.take(num - len(rows)).tolist()
 
     def _admit(self, batch: StoredRollouts) -> None:
         oldest = min(stored.summary.policy_version for stored in batch)

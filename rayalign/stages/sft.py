@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -63,6 +64,7 @@ class Streamed:
     chat_template: str | None
     max_length: int
     overlong: Literal["error", "drop", "truncate"]
+    room: int | None  # for answers, as every stage leaves it
     batch_size: int
 
     def batches(self) -> Iterator[Sequences]:
@@ -78,7 +80,13 @@ class Streamed:
             places, batch = zip(*rows.take(self.batch_size), strict=True)
             try:
                 kept = tokenize_demonstrations(
-                    batch, template, max_length=self.max_length, overlong=self.overlong, places=places, tally=dropped
+                    batch,
+                    template,
+                    max_length=self.max_length,
+                    overlong=self.overlong,
+                    room=self.room,
+                    places=places,
+                    tally=dropped,
                 )
             except AllTooLong:
                 if rows.epoch and not any_kept:
@@ -142,6 +150,7 @@ def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Bat
             chat_template=data.chat_template,
             max_length=context.config.model.max_length,
             overlong=data.overlong,
+            room=context.config.response_room,
             batch_size=stage.batch_size,
         )
         return streamed, stage.max_steps
@@ -201,14 +210,25 @@ def _cache_folder(context: RunContext, stage: SftStage, sequences: Sequences) ->
         "learner": context.config.learner.model_dump(mode="json"),
         "seed": context.config.seed,
         "num_ranks": context.fleet.num_workers("policy"),
-        "special": context.template().model_settings(),
+        "tokenizer": _tokenizer_digests(context.template()),
     }
     start = _start(context, stage)
     if start is not None:
-        files = sorted(Path(start).glob("*.safetensors"))
-        settings["start"] = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files] or start
+        settings["start"] = _digests(Path(start), "config.json", "*.safetensors", "*.bin") or start
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for array in (sequences.tokens.values, sequences.tokens.lengths, sequences.prompt_lengths):
         digest.update(array.tobytes())
     root = Path(os.environ.get("RAYALIGN_CACHE", Path.home() / ".cache" / "rayalign"))
     return root / "sft" / digest.hexdigest()[:24]
+
+
+def _tokenizer_digests(template: Template) -> list[str]:
+    """What the tokenizer and its chat template say, which are saved beside the weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        template.save_tokenizer(folder)
+        return _digests(Path(folder), "*")
+
+
+def _digests(folder: Path, *patterns: str) -> list[str]:
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
+    return [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]

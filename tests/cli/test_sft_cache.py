@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from rayalign.planted.tokenizer import CHAT_TEMPLATE
 from tests.cli.conftest import Rayalign, Workplace
 
 WORDS = ("lamp", "chair", "table", "mirror", "clock", "vase", "basket", "kettle")
@@ -134,4 +135,26 @@ def test_another_vocabulary_is_another_model(is_taken: Callable[..., bool], cach
     file.write_text(json.dumps(tokenizer))
     assert not is_taken()
     cached.values["stages"][0]["scratch"]["hidden_size"] = 32
+    assert not is_taken()
+
+
+def test_another_tokenizer_template_or_architecture_is_another_model(
+    is_taken: Callable[..., bool], cached: Workplace
+) -> None:
+    """They are saved beside the weights, or decide what the weights mean."""
+    assert not is_taken()
+    (cached.folder / "same.jinja").write_text(CHAT_TEMPLATE)
+    (cached.folder / "other.jinja").write_text(CHAT_TEMPLATE.replace("the planted world knows", "there are"))
+    assert is_taken("data.chat_template=same.jinja")
+    assert not is_taken("data.chat_template=other.jinja")
+    saved = cached.folder / "runs" / "run3" / "sft" / "policy" / "chat_template.jinja"
+    assert "there are" in saved.read_text()
+
+    config = cached.folder / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.1}))
+    assert not is_taken()
+    words = cached.folder / "tokenizer" / "tokenizer.json"
+    told = json.loads(words.read_text())
+    told["model"]["vocab"]["jug"] = told["model"]["vocab"].pop("umbrella")
+    words.write_text(json.dumps(told))
     assert not is_taken()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rayalign.config.load import parse_config
+from rayalign.run import _settings
 from tests.cli.conftest import ROWS, Rayalign, Workplace
 
 TINY = {
@@ -103,3 +105,26 @@ def test_what_only_changes_speed_changes_nothing(rayalign: Rayalign, chain: Work
     assert outcome.code == 0 and outcome.err.count("finished before, kept") == 4, outcome.err
     assert made(chain.run_folder) == before
     assert (chain.run_folder / "more" / "done.json").exists()
+
+
+def test_a_held_out_file_is_another_split(rayalign: Rayalign, workplace: Workplace) -> None:
+    """Beside a held-out file SFT learns from all demonstrations, without one from a share of them."""
+    for name in ("demos", "held"):
+        (workplace.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    config = workplace.write()
+    assert rayalign("train", config).code == 0
+    outcome = rayalign("train", config, "data.heldout_demonstrations={path: held.jsonl}")
+    assert outcome.code == 2 and "another data.heldout_demonstrations" in outcome.line
+
+
+@pytest.mark.parametrize(("overlong", "matters"), [("error", False), ("drop", True), ("truncate", True)])
+def test_room_for_answers_matters_where_prompts_are_cut(workplace: Workplace, overlong: str, matters: bool) -> None:
+    """The longest answer of an irl stage decides how all stages cut their prompts."""
+    found = []
+    for room in (8, 20):
+        irl = {"kind": "irl", "policy": "stage:sft/policy", "reward": {"init": "stage:sft/policy"},
+               "sampling": {"max_new_tokens": room}}  # fmt: skip
+        data = {**workplace.values["data"], "overlong": overlong}
+        config = parse_config({**workplace.values, "data": data, "stages": [*workplace.values["stages"], irl]})
+        found.append(_settings(config, config.stages[0]))
+    assert (found[0] != found[1]) is matters

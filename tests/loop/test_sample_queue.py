@@ -74,12 +74,13 @@ def test_whole_epochs_use_every_prompt_once(max_staleness: int) -> None:
 
 @pytest.mark.parametrize(("num_prompts", "per_step"), [(5, 3), (5, 4), (7, 3), (4, 4)])
 def test_a_batch_over_the_end_of_an_epoch_has_no_prompt_twice(num_prompts: int, per_step: int) -> None:
-    """Whatever divides: different prompts in each batch, all of them about equally often, none left out for long."""
+    """Whatever divides: different prompts in each batch, and never is one used more than two times ahead of another."""
     batches = World(num_prompts, per_step, steps=100).rounds(5)
     assert all(len(set(batch)) == len(batch) == per_step for batch in batches)
     counts = np.bincount(np.concatenate(batches), minlength=num_prompts)
     assert counts.sum() == 500 * per_step
-    np.testing.assert_allclose(counts / counts.mean(), 1, atol=0.05)
+    running = np.cumsum([np.bincount(batch, minlength=num_prompts) for batch in batches], axis=0)
+    assert np.ptp(running, axis=1).max() <= 2  # an epoch's last ones, while the next has begun
     for prompt in range(num_prompts):
         used = [-1, *[step for step, batch in enumerate(batches) if prompt in batch], len(batches)]
         assert max(np.diff(used)) <= 2 * num_prompts // per_step + 1  # two epochs, and the step they begin in

@@ -24,7 +24,7 @@ def streamed(folder: Path, rows: list[dict[str, str]], overlong: Literal["error"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_tokenizer(folder / "tokenizer")
     source = DataSource(path=str(file), streaming=True)
-    return Streamed(source, str(folder / "tokenizer"), False, None, max_length=32, overlong=overlong, batch_size=2)
+    return Streamed(source, str(folder / "tokenizer"), False, None, max_length=32, overlong=overlong, room=None, batch_size=2)
 
 
 @pytest.mark.parametrize("rows", [[GOOD, GOOD, LONG, LONG, LONG, GOOD], [LONG] * 5 + [GOOD]], ids=["between", "first"])
