@@ -17,9 +17,8 @@ from typing import Any
 
 START_S = 600.0
 ORDER_S = 600.0
-# A thread that waits gives its core up after some thousand turns, and freed memory is kept for the next tensor.
+# Freed memory is kept for the next tensor.
 TUNED = {
-    "GOMP_SPINCOUNT": "1000",
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
 }

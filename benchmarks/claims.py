@@ -12,6 +12,7 @@ A cell is one base model and one seed (demonstrations, order, reward batches, ro
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -35,14 +37,15 @@ BEST_OF = 16
 
 
 def main() -> None:
-    """Runs what is not there yet, prints the table, writes RESULTS/rft.json."""
+    """Runs what is not there yet, prints the table, writes rft.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claim", choices=["rft"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--bases", type=int, default=2)
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="cells at a time, one core each")
-    parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="cells that are done are kept here")
+    parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="holds finished cells, by the code's digest")
     arguments = parser.parse_args()
+    arguments.out /= code_digest()
     started = time.monotonic()
     with ThreadPoolExecutor(arguments.parallel) as pool:
         bases = list(pool.map(lambda b: make_base(arguments.out, b), range(arguments.bases)))
@@ -52,6 +55,15 @@ def main() -> None:
     report["wall_s"] = round(time.monotonic() - started, 1)
     (arguments.out / "rft.json").write_text(json.dumps(report, indent=2) + "\n")
     print(table(report, cells))
+
+
+def code_digest() -> str:
+    """Names the code that decides what a cell is and how it is judged, so that cells of other code are not taken."""
+    package = REPOSITORY / "rayalign"
+    files = [DEMO, *(REPOSITORY / "benchmarks" / name for name in ("claims.py", "controls.py"))]
+    for part in ("planted", "objectives", "engines", "stages"):
+        files += sorted((package / part).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def make_base(out: Path, base: int) -> Path:
@@ -102,21 +114,27 @@ def run_cell(out: Path, base_folder: Path, base: int, seed: int) -> dict[str, An
 
 
 def summarise(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means with 95% t intervals over cells, and paired differences RFT minus each other method."""
-    methods = list(cells[0]["golden"])
+    """Means, and paired differences RFT minus each other method, with 95% t intervals over seeds.
+
+    The base models of a seed share its demonstrations, so the seed's mean over them is one observation.
+    """
+
+    def by_seed(method: str, temperature: float) -> list[float]:
+        values: dict[int, list[float]] = {}
+        for cell in cells:
+            values.setdefault(cell["seed"], []).append(cell["golden"][method][str(temperature)])
+        return [fmean(found) for found in values.values()]
+
     report: dict[str, Any] = {"cells": cells, "golden": {}, "rft_minus": {}}
-    for method in methods:
-        report["golden"][method] = {
-            str(t): mean_interval([c["golden"][method][str(t)] for c in cells]).as_dict() for t in TEMPERATURES
-        }
+    for method in cells[0]["golden"]:
+        report["golden"][method] = {str(t): mean_interval(by_seed(method, t)).as_dict() for t in TEMPERATURES}
         if method == "rft":
             continue
         report["rft_minus"][method] = {}
         for t in TEMPERATURES:
-            ours = [c["golden"]["rft"][str(t)] for c in cells]
-            pair = paired_difference(ours, [c["golden"][method][str(t)] for c in cells])
+            pair = paired_difference(by_seed("rft", t), by_seed(method, t))
             report["rft_minus"][method][str(t)] = pair.difference.as_dict() | {
-                "positive": sum(d > 0 for d in pair.differences),
+                "positive": sum(c["golden"]["rft"][str(t)] > c["golden"][method][str(t)] for c in cells),
                 "excludes_zero": pair.excludes_zero,
             }
     return report
@@ -126,7 +144,7 @@ def table(report: dict[str, Any], cells: list[tuple[int, int]]) -> str:
     """The report as Markdown."""
     heads = " | ".join(f"T={t:g}" for t in TEMPERATURES)
     rule = "| --- |" + " --- |" * len(TEMPERATURES)
-    lines = [f"Golden reward, mean +- half width of the 95% t interval over {len(cells)} cells", ""]
+    lines = [f"Golden reward, {len(cells)} cells; mean +- half width of the 95% t interval over seeds", ""]
     lines += [f"| method | {heads} |", rule]
     lines += [f"| {method} | {_row(row)} |" for method, row in report["golden"].items()]
     lines += ["", f"| RFT minus | {heads} |", rule]

@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +33,7 @@ from channel import TUNED, Contender, ContenderFailed, Record
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = {"ray": "rayalign_step.py", "inprocess": "rayalign_step.py", "trl": "trl_step.py", "vllm": "bare_vllm.py"}
+ATTENTIONS = ("sdpa", "eager")
 DTYPES = {"ray": ("float32", "bfloat16"), "inprocess": ("float32", "bfloat16"),
           "trl": ("float32", "bfloat16", "autocast")}  # fmt: skip
 
@@ -57,7 +59,7 @@ class Plan:
     sizes: list[str]
     threads: list[int]
     systems: list[str]
-    refinements: list[dict[str, Any]]  # tried on a system's fastest dtype and threads
+    refinements: list[dict[str, Any]]  # tried on a system's fastest dtype, threads and attention
     screen_steps: int
     rounds: int
     steps_a_round: int
@@ -148,7 +150,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         sizes=arguments.sizes,
         threads=threads,
         systems=systems,
-        refinements=[{"attention": "eager"}] + ([] if quick else [{"tuned": False}]),
+        refinements=[] if quick else [{"tuned": False}],
         screen_steps=2 if quick else 4,
         rounds=arguments.rounds or (3 if quick else 10),
         steps_a_round=1 if quick else 2,
@@ -187,7 +189,7 @@ def measure(size: str, plan: Plan, trl_python: str | None) -> dict[str, Any]:
 def screen(bench: Bench, system: str, plan: Plan, screened: dict[str, float]) -> tuple[Setting, Contender]:
     """The system's fastest setting, left running; the others are ended.
 
-    First dtypes and threads, then for the fastest of these the other attention and the other environment.
+    First every dtype, number of threads and attention, then for the fastest of these the other environment.
     """
     best: tuple[float, Setting, Contender] | None = None
 
@@ -203,9 +205,8 @@ def screen(bench: Bench, system: str, plan: Plan, screened: dict[str, float]) ->
         if loser is not None:
             bench.stop(loser)
 
-    for threads in plan.threads:
-        for dtype in DTYPES[system]:
-            try_out(Setting(system, dtype, threads))
+    for threads, dtype, attention in product(plan.threads, DTYPES[system], ATTENTIONS):
+        try_out(Setting(system, dtype, threads, attention))
     assert best is not None
     for change in plan.refinements:
         try_out(replace(best[1], **change))

@@ -64,6 +64,7 @@ def train(
         components = Components(
             rollout=_built_from(rollout) if rollout is not None else components.rollout,
             reward=_reward_factory(reward) if reward is not None else components.reward,
+            reward_learns=reward is None or inspect.isclass(reward),
         )
     folder = run(resolved, components)
     file = folder / "summary.json"
@@ -87,6 +88,11 @@ class FunctionRewardFactory:
     """Builds the reward worker around a user's function, in the actor."""
 
     function: RewardFunction
+
+    @property
+    def __wrapped__(self) -> RewardFunction:
+        """The function, as `inspect.unwrap` looks for it."""
+        return self.function
 
     def __call__(self, setup: RewardSetup) -> FunctionReward:
         tokenizer = load_tokenizer(setup.tokenizer, trust_remote_code=setup.model.trust_remote_code)

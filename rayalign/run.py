@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,16 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
     Raises UserError for what the user can mend, RayalignError for what failed on the way.
     """
     folder = Path(config.run_dir).expanduser().absolute() / config.name
-    pending = [stage for stage in config.stages if not _is_done(config, folder, stage)]
-    own_reward = components is not None and components.reward is not built_in().reward
-    check_run(config, pending, learned_reward=not own_reward)
+    own = _own_parts(components) if components else {}
+    pending = [stage for stage in config.stages if not _is_done(config, folder, stage, own)]
+    check_run(config, pending, learned_reward="reward" not in own)
     if pending:
         _check_fits_here(config)
     try:
         _make_folder(folder)
         with _held(folder):
             _write_config(config, folder)
-            _run_pending(config, components or built_in(), folder, pending)
+            _run_pending(config, components or built_in(), own, folder, pending)
     except (OSError, SafetensorError) as error:
         if not is_disk_full(error):
             raise
@@ -81,12 +82,14 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
     return folder
 
 
-def _run_pending(config: RunConfig, components: Components, folder: Path, pending: list[Stage]) -> None:
+def _run_pending(
+    config: RunConfig, components: Components, own: Mapping[str, str], folder: Path, pending: list[Stage]
+) -> None:
     progress = Progress(config.telemetry.progress, sys.stderr)
     _say_done(progress, config, pending)
     resolved = config.model_dump(mode="json")
     with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
-        _run_stages(config, components, folder, pending, tracker, progress)
+        _run_stages(config, components, own, folder, pending, tracker, progress)
     _report(config, folder)
 
 
@@ -126,6 +129,7 @@ def artifacts_of(config: RunConfig, folder: Path) -> dict[str, str]:
 def _run_stages(
     config: RunConfig,
     components: Components,
+    own: Mapping[str, str],
     folder: Path,
     pending: list[Stage],
     tracker: Tracker,
@@ -140,7 +144,7 @@ def _run_stages(
     try:
         for stage in pending:
             run_stage[stage.kind](context, stage)
-            write_json(folder / stage.name / DONE, _settings(config, stage))
+            write_json(folder / stage.name / DONE, _settings(config, stage, own))
     finally:
         context.close_sampler()
         fleet.close()
@@ -171,11 +175,28 @@ def _write_config(config: RunConfig, folder: Path) -> None:
         path.write_text(dump_config(config), encoding="utf-8")
 
 
-def _settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
+def _own_parts(components: Components) -> dict[str, str]:
+    """The user's own reward and rollout, by name and code: {"reward": "module.name 1f2e..."}, where there are any."""
+    ours = built_in()
+    given = {"reward": components.reward, "rollout": components.rollout}
+    return {role: _code_of(part) for role, part in given.items() if part is not getattr(ours, role)}
+
+
+def _code_of(part: Any) -> str:
+    part = inspect.unwrap(part)
+    try:
+        code = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        code = ""  # typed in at a prompt, or an object with __call__: its name must do
+    return f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', type(part).__qualname__)} {code}".strip()
+
+
+def _settings(config: RunConfig, stage: Stage, own: Mapping[str, str]) -> dict[str, Any]:
     """Everything in the config that a stage's artifacts depend on; how fast they are made is left out."""
     found = stage.model_dump(mode="json")
     if stage.kind == "planted":
         return found
+    uses = {"irl": ("reward", "rollout"), "sample": ("rollout",), "evaluate": ("rollout",)}.get(stage.kind, ())
     # The longest answer of an irl stage decides how every stage cuts its prompts, where any are cut.
     room = config.response_room if config.data.overlong != "error" else None
     described = {"path", "tokenizer", "attention", "trust_remote_code"}
@@ -186,12 +207,13 @@ def _settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
         "run.model": config.model.model_dump(mode="json", exclude=described),
         "run.tokenizer": config.model.tokenizer or config.model.path,
         "run.data": config.data.model_dump(mode="json", include={"chat_template", "overlong", "heldout_frac"}),
+        **{f"run.own {role}": own[role] for role in uses if role in own},
         "run.sampling.max_new_tokens of irl stages": room,
         **{
             f"run.{key}": source.model_dump(mode="json") if isinstance(source, DataSource) else source
             for key, source in shared.items()
         },
-        **{f"input stage:{name}": _identity(config, name) for name in sorted(_inputs(config, stage))},
+        **{f"input stage:{name}": _identity(config, name, own) for name in sorted(_inputs(config, stage))},
     }
 
 
@@ -203,19 +225,19 @@ def _inputs(config: RunConfig, stage: Stage) -> set[str]:
     return {reference[0] for reference in references if reference} - {stage.name}
 
 
-def _identity(config: RunConfig, name: str) -> str:
+def _identity(config: RunConfig, name: str, own: Mapping[str, str]) -> str:
     """What a stage's artifacts were made from, all the way up, in a few letters."""
     stage = next(stage for stage in config.stages if stage.name == name)
-    settings = json.dumps(_settings(config, stage), sort_keys=True)
+    settings = json.dumps(_settings(config, stage, own), sort_keys=True)
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
-def _is_done(config: RunConfig, folder: Path, stage: Stage) -> bool:
+def _is_done(config: RunConfig, folder: Path, stage: Stage, own: Mapping[str, str]) -> bool:
     """Whether a stage has finished with these settings. Raises UserError if it finished with others."""
     file = folder / stage.name / DONE
     if not file.exists():
         return False
-    before, now = json.loads(file.read_text(encoding="utf-8")), _settings(config, stage)
+    before, now = json.loads(file.read_text(encoding="utf-8")), _settings(config, stage, own)
     changed = sorted(
         key.removeprefix("run.") for key in before.keys() | now.keys() if before.get(key) != now.get(key)
     )

@@ -196,7 +196,7 @@ def _still_busy(plan: GroupPlan, deadlines: DeadlineConfig) -> str:
     free, there = ray.available_resources(), ray.cluster_resources()
     room = ", ".join(f"{free.get(kind, 0.0):g} of {there.get(kind, 0.0):g} {kind}" for kind in plan.bundle)
     return (
-        f"placement.{plan.role}: no room for {plan.num_workers} bundle(s) of {plan.bundle} within "
+        f"placement of {plan.role}: no room for {plan.num_workers} bundle(s) of {plan.bundle} within "
         f"{deadlines.start_s:g} s; free are {room}: other work holds the rest. Wait for it, ask for less, or raise "
         "placement.deadlines.start_s"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rayalign.engines.batching import Rank
 from rayalign.errors import RayalignError
 from rayalign.types import Rollout, Scores, Sequences
 
@@ -31,11 +32,16 @@ class FunctionReward:
         return {}
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
-        """All samples' scores, in order."""
+        """Scores of this rank's share of the samples."""
         return self.score_sequences(Sequences.concatenate([r.sequences for r in rollouts]))
 
     def score_sequences(self, sequences: Sequences) -> Scores:
-        """Scores of stored sequences. Raises RayalignError unless each has one finite number."""
+        """Scores of this rank's share of stored sequences. Raises RayalignError unless each has one finite number."""
+        rank = Rank.from_environment()
+        rows = np.arange(rank.rank, len(sequences), rank.world_size)
+        if len(rows) == 0:
+            return Scores(rows, np.empty(0, dtype=np.float32), reward_version=0)
+        sequences = sequences.take(rows)
         prompts = [self._decode_prompt(tokens) for tokens in sequences.prompts()]
         responses = [self._decode_response(tokens) for tokens in sequences.responses()]
         values = np.asarray(self._function(prompts, responses), dtype=np.float32)
@@ -46,10 +52,10 @@ class FunctionReward:
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
             raise RayalignError(
-                f"the reward function gave sample {bad[0]} the score {values[bad[0]]} "
+                f"the reward function gave sample {rows[bad[0]]} the score {values[bad[0]]} "
                 f"({len(bad)} of {len(values)} are not finite)"
             )
-        return Scores(np.arange(len(sequences)), values, reward_version=0)
+        return Scores(rows, values, reward_version=0)
 
     def save(self, folder: str) -> None:
         """A function has no weights; the folder says what it was."""

@@ -208,7 +208,8 @@ def frozen_reference(module: nn.Module, learner: LearnerConfig) -> Any:
     module.eval().requires_grad_(False)
     if learner.zero_stage < 3:
         return module
-    zero = {"stage": 3, **learner.deepspeed.get("zero_optimization", {})}
+    # DeepSpeed keeps small weights gathered from one pass to the next, and those would miss `move_reference`.
+    zero = {"stage": 3, **learner.deepspeed.get("zero_optimization", {}), "stage3_param_persistence_threshold": 0}
     zero.pop("offload_optimizer", None)
     engine, *_ = _deepspeed().initialize(
         model=module,

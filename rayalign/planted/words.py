@@ -4,9 +4,10 @@ Every text of the world is a line of these words with one space between them. Ba
 words that its good forms do not use ("mate" for the customer's name, a dodge for an answer), because a small
 reward model can learn to see words in a minute of training, but not whether two words are equal.
 
-A bad form begins in no more ways than its good form does. So the likeliest next word of a writer with p < .5 is
-everywhere a bad one, and decoding that writer cold finds bad responses: were there one way to be right and four to
-be wrong, cold decoding would look like learning.
+No bad form is spread over so many first words that the good one becomes the likeliest (half of the bad endings, for
+instance, are the one of nothing at all). So the likeliest next word of a writer with p < .5 is everywhere a bad one,
+and decoding that writer cold finds bad responses: were there one way to be right and four to be wrong, cold decoding
+would look like learning. Facts are above one half in every writer.
 """
 
 from __future__ import annotations

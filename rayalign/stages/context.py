@@ -27,6 +27,7 @@ class Components:
 
     rollout: Callable[[SamplerSetup], RolloutWorker]
     reward: Callable[[RewardSetup], RewardWorker]
+    reward_learns: bool = True  # a fixed reward is spared the samples that it would learn from
 
 
 @dataclass

@@ -19,7 +19,7 @@ from rayalign.stages.context import RunContext
 from rayalign.stages.groups import PendingRollouts, StoredRollouts
 from rayalign.stages.irl_setup import IrlGroups, start_groups
 from rayalign.stages.irl_watch import IrlWatch
-from rayalign.telemetry.metrics import prefixed
+from rayalign.telemetry.metrics import Metrics, prefixed
 
 
 def run_irl(context: RunContext, stage: IrlStage) -> None:
@@ -40,10 +40,12 @@ def alternate(context: RunContext, stage: IrlStage, groups: IrlGroups) -> None:
             if stage.improve.reference == "round" and round_number > 0:
                 groups.policy.move_reference()
 
-            with watch.clock.phase("generate"):
-                agent = groups.sample_against_demonstrations()
-            with watch.clock.phase("reward_update"):
-                reward_metrics = groups.reward.update(agent)
+            reward_metrics: Metrics = {}
+            if context.components.reward_learns:
+                with watch.clock.phase("generate"):
+                    agent = groups.sample_against_demonstrations()
+                with watch.clock.phase("reward_update"):
+                    reward_metrics = groups.reward.update(agent)
             watch.log_round(round_number, reward_metrics)
 
             for batch in samples.batches(watch):

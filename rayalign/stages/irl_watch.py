@@ -28,7 +28,7 @@ class IrlWatch:
         self._context, self._stage, self._groups = context, stage, groups
         self.clock = Clock()
         self._busy_s = {workers.role: 0.0 for workers in self._workers()}
-        self._step = 0
+        self._round = self._step = 0
         self._probe = _probe(groups.demonstrations.heldout, stage.probe_size)
         self._last_probe_scores: np.ndarray | None = None
 
@@ -39,7 +39,7 @@ class IrlWatch:
         sampling = self._stage.sampling.model_copy(update={"max_new_tokens": length})
         rollouts = self._groups.rollout.generate(prompts, sampling, num_per_prompt=1, seed=self._step)
         found = values(self._groups.policy.mismatch(rollouts))
-        self._context.tracker.log(self._stage.name, 0, self._step, {f"canary/{k}": v for k, v in found.items()})
+        self._context.tracker.log(self._stage.name, self._round, self._step, {f"canary/{k}": v for k, v in found.items()})
         tolerance = self._stage.canary_tolerance or TOLERANCE[self._context.config.model.dtype]
         if not found["mismatch_mean"] <= tolerance:
             raise SyncError(
@@ -49,7 +49,8 @@ class IrlWatch:
             )
 
     def log_round(self, round_number: int, metrics: Metrics) -> None:
-        """The reward's learning of one round."""
+        """The reward's learning of one round, which has begun with it."""
+        self._round = round_number
         self._context.tracker.log(self._stage.name, round_number, self._step, prefixed(metrics, "reward"))
 
     def log_step(self, round_number: int, batch: StoredRollouts, metrics: Metrics) -> dict[str, float]:

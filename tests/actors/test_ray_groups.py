@@ -104,7 +104,7 @@ def test_a_cluster_that_is_busy_is_told_with_what_is_free(eight_gpus: None) -> N
     fleet = RayFleet(PlacementConfig.model_validate(EIGHT))
     held = [start(fleet, role) for role in ("policy", "reward")]
     other = RayFleet(PlacementConfig.model_validate(EIGHT | {"deadlines": {"start_s": 1}}))
-    with pytest.raises(PlacementError, match=r"placement.policy: no room for 4 bundle\(s\).* 2 of 8 GPU: other work"):
+    with pytest.raises(PlacementError, match=r"placement of policy: no room for 4 bundle\(s\).* 2 of 8 GPU: other work"):
         start(other, "policy")
     for group in held:
         group.close()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rayalign.api import FunctionRewardFactory
 from rayalign.config.load import parse_config
-from rayalign.run import _settings
+from rayalign.run import _own_parts, _settings, built_in
+from rayalign.stages.context import Components
 from tests.cli.conftest import ROWS, Rayalign, Workplace
 
 TINY = {
@@ -126,5 +129,26 @@ def test_room_for_answers_matters_where_prompts_are_cut(workplace: Workplace, ov
                "sampling": {"max_new_tokens": room}}  # fmt: skip
         data = {**workplace.values["data"], "overlong": overlong}
         config = parse_config({**workplace.values, "data": data, "stages": [*workplace.values["stages"], irl]})
-        found.append(_settings(config, config.stages[0]))
+        found.append(_settings(config, config.stages[0], {}))
     assert (found[0] != found[1]) is matters
+
+
+def test_another_reward_of_ones_own_is_another_run(workplace: Workplace) -> None:
+    """By its name and its code; stages that do not use it are kept."""
+    irl = {"kind": "irl", "policy": "stage:sft/policy", "reward": {"init": "stage:sft/policy"},
+           "sampling": {"max_new_tokens": 8}}  # fmt: skip
+    config = parse_config({**workplace.values, "stages": [*workplace.values["stages"], irl]})
+    ours = built_in()
+
+    def length(prompts: list[str], responses: list[str]) -> list[float]:
+        return [float(len(response)) for response in responses]
+
+    def settings(reward: Any) -> list[dict[str, Any]]:
+        own = _own_parts(Components(ours.rollout, reward))
+        return [_settings(config, stage, own) for stage in config.stages]
+
+    plain, same, again = (settings(r) for r in (ours.reward, *[FunctionRewardFactory(length) for _ in range(2)]))
+    other = settings(FunctionRewardFactory(lambda prompts, responses: [0.0 for _ in responses]))
+    assert same == again
+    assert plain[0] == same[0] == other[0]
+    assert plain[1] != same[1] != other[1]

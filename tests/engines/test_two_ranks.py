@@ -32,6 +32,13 @@ def test_zero_three_gives_the_numbers_of_stage_zero(reports):
     assert distance(one["ZeRO-3"]["moved"], one["plain"]["moved"]) < 1e-3
 
 
+def test_a_moved_reference_is_the_policy_on_every_rank(reports):
+    """Its small weights too, which DeepSpeed would have kept as they were gathered before."""
+    one, ranks = reports
+    for found in (one, *ranks):
+        assert abs(found["moved reference"]) < 1e-6
+
+
 def test_a_reward_round_does_not_depend_on_the_ranks(reports):
     """Loss, accuracy, normaliser; each rank scores a share, and the shares are every sample once."""
     one, ranks = reports

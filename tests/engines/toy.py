@@ -132,11 +132,24 @@ def report(folder: str) -> dict[str, Any]:
         kl = values(engine.improve([again], scores_of(GROUP_SCORES)))["kl_policy_to_ref"]
         del metrics["update_s"]
         found[name] = {"metrics": metrics, "moved": moved, "mismatch": mismatch, "kl": kl}
+    found["moved reference"] = _kl_of_a_moved_reference(folder)
     reward = reward_engine(folder, demonstrations())
     metrics = values(reward.update([samples(4), samples(2, first=4)]))
     del metrics["update_s"]
     found["reward"] = {"metrics": metrics, "scores": reward.score([samples(5)])}
     return found
+
+
+def _kl_of_a_moved_reference(folder: str) -> float:
+    """Under ZeRO-3 as DeepSpeed comes, which keeps small weights gathered once it has seen a few passes."""
+    engine = policy_engine(folder, learner=LearnerConfig(zero_stage=3, micro_batch_tokens=32), kl_coef=0.1)
+    rollout = rollout_of(folder, GROUPS)
+    for version in range(3):
+        again = Rollout(rollout.sequences, rollout.sampler_logprobs, version)
+        engine.improve([again], scores_of(GROUP_SCORES))
+    engine.move_reference()
+    again = Rollout(rollout.sequences, rollout.sampler_logprobs, 3)
+    return values(engine.improve([again], scores_of(GROUP_SCORES)))["kl_policy_to_ref"]
 
 
 def _answers(num: int, mark: int, *, first: int, seed: int) -> Sequences:

@@ -81,10 +81,11 @@ def test_attributes_have_their_frequencies_and_are_independent(demonstrator: Dem
     assert np.abs(off_diagonal).max() < 4.5 / math.sqrt(NUM_SAMPLES)
 
 
-def test_the_likeliest_response_of_a_writer_below_one_half_is_a_bad_one() -> None:
+@pytest.mark.parametrize("writer", [BASE_LOW, EXPERT_LOW], ids=lambda w: w.label)
+def test_the_likeliest_response_of_a_writer_below_one_half_is_a_bad_one(writer: Demonstrator) -> None:
     """Word by word, the likeliest continuation among many responses to one prompt: what T -> 0 decodes."""
     rng = np.random.default_rng(0)
-    responses = [render_response(PROMPT, EXPERT_LOW.draw_attributes(rng), rng).split() for _ in range(40_000)]
+    responses = [render_response(PROMPT, writer.draw_attributes(rng), rng).split() for _ in range(40_000)]
     likeliest: list[str] = []
     while responses:
         after = Counter(" ".join(words[len(likeliest) : len(likeliest) + 1]) for words in responses)

@@ -54,6 +54,8 @@ class VllmSampler:
                 skip_tokenizer_init=True,
                 trust_remote_code=model.trust_remote_code,
                 tensor_parallel_size=setup.tensor_parallel,
+                # Inside a Ray actor vLLM would take Ray for its workers, and then wants a bundle for each GPU.
+                distributed_executor_backend="mp" if setup.tensor_parallel > 1 else None,
                 max_model_len=model.max_length,
                 logprobs_mode="processed_logprobs",
                 enable_sleep_mode=setup.sleep_mode,
@@ -102,7 +104,8 @@ class VllmSampler:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
-            ignore_eos=sampling.ignore_eos,
+            # The template alone says what ends a response; a model's generation config may list more tokens.
+            ignore_eos=True,
             stop_token_ids=None if sampling.ignore_eos else self._end_token_ids,
             seed=int(np.random.SeedSequence([seed, prompt_id]).generate_state(1)[0] >> 1),
             logprobs=0,
