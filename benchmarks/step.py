@@ -32,10 +32,12 @@ import workload
 from channel import TUNED, Contender, ContenderFailed, Record
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = {"ray": "rayalign_step.py", "inprocess": "rayalign_step.py", "trl": "trl_step.py", "vllm": "bare_vllm.py"}
+SCRIPTS = {"ray": "rayalign_step.py", "inprocess": "rayalign_step.py", "vllm": "bare_vllm.py"}
+SCRIPTS |= dict.fromkeys(("trl", "trl_master"), "trl_step.py")
 ATTENTIONS = ("sdpa", "eager")
 DTYPES = {"ray": ("float32", "bfloat16"), "inprocess": ("float32", "bfloat16"),
-          "trl": ("float32", "bfloat16", "autocast")}  # fmt: skip
+          "trl": ("float32", "bfloat16", "autocast"),
+          "trl_master": ("float32", "autocast")}  # fmt: skip # weights in float32, as rayalign's optimiser has them
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Bench:
 
     def start(self, setting: Setting) -> Contender:
         """Starts one, warm and idle."""
-        python = self._trl_python if setting.system == "trl" else sys.executable
+        python = self._trl_python if setting.system.startswith("trl") else sys.executable
         command = [str(python), str(HERE / SCRIPTS[setting.system]), "--model", str(self._folder)]
         command += ["--dtype", setting.dtype, "--threads", str(setting.threads)]
         if setting.system in {"ray", "inprocess"}:
@@ -143,7 +145,7 @@ def parse() -> argparse.Namespace:
 def plan_of(arguments: argparse.Namespace) -> Plan:
     """Long or quick, with what the command line overrules."""
     cores = os.cpu_count() or 1
-    systems = ["ray"] + ([] if arguments.quick else ["inprocess"]) + ([] if arguments.no_trl else ["trl"])
+    systems = ["ray"] + ([] if arguments.quick else ["inprocess"]) + ([] if arguments.no_trl else ["trl", "trl_master"])
     threads = arguments.threads or ([cores] if arguments.quick else sorted({1, cores}))
     quick = arguments.quick
     return Plan(

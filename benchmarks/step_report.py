@@ -15,6 +15,7 @@ NAMES = {
     "ray": "rayalign, Ray actors",
     "inprocess": "rayalign, in process",
     "trl": "TRL GRPOTrainer",
+    "trl_master": "TRL, float32 weights",
     "vllm": "bare vLLM",
 }
 PHASES = ("generate", "score", "improve", "sync")
@@ -37,8 +38,9 @@ def summary(records: dict[str, list[Record]]) -> dict[str, Any]:
             found[system]["overhead_frac"] = span([overhead(r) for r in steps])
             found[system]["generate_tokens_per_s"] = span([r["tokens"] / r["generate_s"] for r in steps])
     for system in ("ray", "inprocess"):
-        if system in records and "trl" in records:
-            found[system]["times_as_fast_as_trl"] = span(paired(records, "trl", "step_s", system, "step_s"))
+        for rival in ("trl", "trl_master"):
+            if system in records and rival in records:
+                found[system][f"times_as_fast_as_{rival}"] = span(paired(records, rival, "step_s", system, "step_s"))
         if system in records and "vllm" in records:
             found[system]["share_of_bare_vllm"] = span(paired(records, "vllm", "step_s", system, "generate_s"))
     return found
@@ -128,10 +130,11 @@ def described(setting: dict[str, Any]) -> str:
 def phases(name: str, numbers: dict[str, Span]) -> str:
     """Where a step goes."""
     parts = ", ".join(f"{phase} {numbers[f'{phase}_s']['median']:.3f}" for phase in PHASES)
-    bare = numbers["share_of_bare_vllm"]
+    bare, rival = numbers["share_of_bare_vllm"], numbers.get("times_as_fast_as_trl_master")
+    against = f"; {rival['median']:.2f}x ({rival['min']:.2f}-{rival['max']:.2f}) of TRL with float32 weights" if rival else ""
     return (
         f"  {name}: {parts} s; controller, Ray and sync {shown(numbers['overhead_frac'], percent=True)}; "
-        f"generation {bare['median']:.1%} ({bare['min']:.1%}-{bare['max']:.1%}) of bare vLLM"
+        f"generation {bare['median']:.1%} ({bare['min']:.1%}-{bare['max']:.1%}) of bare vLLM{against}"
     )
 
 
