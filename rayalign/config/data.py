@@ -18,7 +18,7 @@ class DataSource(Strict):
         default_factory=dict, description="our name: theirs, for instance {prompt: question, response: answer}"
     )
     limit: PositiveInt | None = Field(None, description="use this many rows, the first ones")
-    streaming: bool = Field(False, description="read as it goes; for data that does not fit in memory")
+    streaming: bool = Field(False, description="sft reads it as it goes; other stages hold their rows in memory")
 
 
 class DataConfig(Strict):

@@ -79,6 +79,19 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _a_stream_keeps_nothing_out(self) -> RunConfig:
+        data = self.data
+        readers = [stage.name for stage in self.stages if isinstance(stage, SftStage) and stage.data is None]
+        streams = data.demonstrations is not None and data.demonstrations.streaming
+        if readers and streams and data.heldout_frac and data.heldout_demonstrations is None:
+            raise ValueError(
+                f"data.demonstrations.streaming: stage {readers[0]} would train on every row of a stream, and so on the "
+                f"share that is kept out to measure on (data.heldout_frac {data.heldout_frac:g}); set "
+                "data.heldout_demonstrations to rows of their own, or data.heldout_frac to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _samples_fit_the_context(self) -> RunConfig:
         for stage in self.stages:
             if not isinstance(stage, (SampleStage, IrlStage, EvaluateStage)):
