@@ -18,6 +18,21 @@ from rayalign.config.model import LearnerConfig, LoraConfig, ModelConfig
 from rayalign.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# check_causal: tokens that are exchanged, and how much of the states before them rounding may change.
+PROBE_TOKENS = 14
+MOST_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+# What transformers and torch raise for an architecture that is none: its config refuses keys, layers refuse their sizes.
+NO_ARCHITECTURE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+    StrictDataclassError,
+)
 
 
 def load_pretrained(
@@ -67,8 +82,10 @@ def from_scratch(architecture: dict[str, Any], model: ModelConfig) -> PreTrained
         scratch = AutoModelForCausalLM.from_config(
             config, dtype=DTYPES[model.dtype], attn_implementation=model.attention
         )
-    except (ValueError, KeyError, TypeError, ImportError, StrictDataclassError) as error:
-        raise UserError(f"scratch: no {model_type!r} model with these keys ({_brief(error)})") from error
+    except NO_ARCHITECTURE as error:
+        raise UserError(
+            f"scratch: no {model_type!r} model with these keys ({_brief(error) or type(error).__name__})"
+        ) from error
     return without_dropout(scratch)
 
 
@@ -129,6 +146,37 @@ def check_packing(model: PreTrainedModel, learner: LearnerConfig) -> None:
         raise UserError(
             f"learner.packing: {model.config.model_type} models let packed sequences see each other; set it to false"
         )
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, path: str) -> None:
+    """Raises UserError for a model whose states change with what comes after them: padding would change its scores.
+
+    Tried out, as packing is. Experts may round otherwise in other company, so what counts is a change beyond rounding.
+    FlashAttention needs a GPU to be tried: there each layer says what it does.
+    """
+    kind = model.config.model_type
+    refusal = UserError(f"{path}: a {kind} model lets tokens see those behind them; give a decoder, which does not")
+    if model.config._attn_implementation == "flash_attention_2":
+        directions = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+        if directions and not any(directions):
+            raise refusal
+        return
+    try:
+        first, other = (
+            model.base_model(
+                input_ids=torch.tensor([[1, 2, *[token] * PROBE_TOKENS]], device=model.device),
+                position_ids=torch.arange(2 + PROBE_TOKENS, device=model.device)[None],
+                use_cache=False,
+            ).last_hidden_state[:, :2].float()
+            for token in (1, 2)
+        )
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # T5 wants the input of both its halves
+        raise UserError(
+            f"{path}: this {kind} model does not run as a decoder ({_brief(error)}); give one whose config fits its layers"
+        ) from error
+    if float((first - other).norm()) > MOST_ROUNDING[model.dtype] * float(first.norm()):
+        raise refusal
 
 
 def logit_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:

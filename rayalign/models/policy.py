@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.models.backbone import (
+    check_causal,
     check_packing,
     enable_checkpointing,
     from_scratch,
@@ -46,6 +47,7 @@ class PolicyModel(nn.Module):
     ) -> PolicyModel:
         """From a folder or a hub name, or with random weights of the `scratch` architecture."""
         lm: Any = from_scratch(scratch, model) if scratch else load_pretrained(AutoModelForCausalLM, str(path), model)
+        check_causal(lm, str(path) if path else "scratch")
         check_packing(lm, learner)
         if trainable:
             enable_checkpointing(lm, learner)

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.errors import UserError
-from rayalign.models.backbone import check_packing, enable_checkpointing, load_pretrained, save_folder
+from rayalign.models.backbone import check_causal, check_packing, enable_checkpointing, load_pretrained, save_folder
 from rayalign.models.batch import TokenBatch
 from rayalign.models.wire import WireWeight, plain_weight
 from rayalign.objectives.segments import segment_ids
@@ -44,6 +44,7 @@ class RewardModel(nn.Module):
         classifier: Any = load_pretrained(
             AutoModelForSequenceClassification, path, model, num_labels=1, new_weights=HEAD_WEIGHTS
         )
+        check_causal(classifier, path)
         head = _head(classifier)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -62,6 +63,7 @@ class RewardModel(nn.Module):
         classifier: Any = load_pretrained(AutoModelForSequenceClassification, path, model)
         if classifier.config.num_labels != 1:
             raise UserError(f"{path}: has {classifier.config.num_labels} labels; a reward model has one")
+        check_causal(classifier, path)
         settings = getattr(classifier.config, "rayalign_reward", None) or {}
         reward = cls(classifier.eval(), pooling=settings.get("pooling", "last"))
         reward.mean, reward.std = settings.get("mean", 0.0), settings.get("std", 1.0)

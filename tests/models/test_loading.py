@@ -102,6 +102,10 @@ def test_a_policy_is_no_reward(untied):
         ({**LLAMA, "hiden_size": 64}, ["hiden_size", "spelling"]),
         ({**LLAMA, "hidden_size": "wide"}, ["hidden_size"]),
         ({"model_type": "vit"}, ["'vit'"]),
+        ({**LLAMA, "num_attention_heads": 0}, ["'llama'", "zero"]),
+        ({**LLAMA, "num_key_value_heads": 0}, ["'llama'", "zero"]),
+        ({**LLAMA, "vocab_size": -5}, ["'llama'", "negative"]),
+        ({**LLAMA, "pad_token_id": 500}, ["'llama'"]),
     ],
 )
 def test_scratch_architectures_that_are_none(architecture, words):

@@ -74,6 +74,14 @@ def test_families_that_cannot_be_packed_are_refused(model_type, leaks, tmp_path)
             PolicyModel.load(folder, model_config(), learner)
 
 
+def test_an_encoder_is_no_policy(tmp_path):
+    """BERT has an LM head, and looks both ways unless its config says decoder."""
+    folder = save_tiny(tmp_path / "bert", model_type="bert")
+    with pytest.raises(UserError, match="bert: a bert model lets tokens see those behind them; give a decoder"):
+        load_policy(folder)
+    load_policy(save_tiny(tmp_path / "decoder", model_type="bert", is_decoder=True))
+
+
 def test_the_end_token_is_predicted_and_the_prompt_is_not(untied):
     """T17: T counts every response token, its end included, and no prompt token; their sum is log pi(y|x)."""
     sequences = sequences_of([([5, 6, 7], [8, 1]), ([9], [10, 11, 1])])

@@ -5,16 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rayalign.config.model import LearnerConfig
+from rayalign.errors import UserError
+from rayalign.models import backbone
 from rayalign.models.batch import token_batch
 from rayalign.models.reward import RewardModel
-from tests.models.tiny import END, load_plain, model_config, random_sequences, save_tiny, sequences_of
+from tests.models.tiny import END, LLAMA, load_plain, model_config, random_sequences, save_tiny, sequences_of
 
 
 def fresh(folder: str, *, pooling="last", seed: int = 0) -> RewardModel:
     return RewardModel.from_backbone(folder, model_config(), LearnerConfig(), pooling=pooling, seed=seed)
+
+
+def fresh_in(folder: str, dtype: str) -> RewardModel:
+    return RewardModel.from_backbone(folder, model_config(dtype=dtype), LearnerConfig(), pooling="last", seed=0)
 
 
 def rewards(model: RewardModel, sequences, *, packing: bool = False) -> torch.Tensor:
@@ -83,3 +89,31 @@ def test_a_pad_token_that_ends_responses_is_not_kept(tmp_path):
     classifier = load_plain(str(tmp_path / "reward"), AutoModelForSequenceClassification)
     score = classifier(input_ids=torch.from_numpy(next(iter(sequences.tokens)))[None]).logits[:, 0]
     torch.testing.assert_close(score.detach(), rewards(model, sequences), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_an_encoder_is_no_reward(family, dtype, tmp_path):
+    """Its scores would change with the padding behind a response, which decoders never see."""
+    keys = {**LLAMA, "model_type": family, "initializer_range": 0.02}
+    config = AutoConfig.for_model(**keys, num_labels=1)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    words = f"a {family} model lets tokens see those behind them; give a decoder"
+    if family == "bert":  # RoBERTa's head is of two layers
+        with pytest.raises(UserError, match=words):
+            RewardModel.from_pretrained(str(tmp_path), model_config(dtype=dtype))
+    with pytest.raises(UserError, match=words):
+        fresh_in(str(tmp_path), dtype)
+
+
+def test_an_encoder_with_flash_attention_is_told_by_its_layers(tmp_path, untied):
+    """It cannot be tried without a GPU."""
+    config = AutoConfig.for_model("bert", **{key: value for key, value in LLAMA.items() if key != "model_type"})
+    encoder = AutoModelForSequenceClassification.from_config(config)
+    decoder = load_plain(untied)
+    for model in (encoder, decoder):
+        model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(UserError, match="a bert model"):
+        backbone.check_causal(encoder, "it")
+    backbone.check_causal(decoder, "it")
