@@ -144,16 +144,28 @@ def _memory_problem(config: RunConfig, groups: list[GroupMemory], gpus: list[mac
     if placement.address or os.environ.get("RAY_ADDRESS"):
         return ""
     if not placement.policy.gpus:
-        needs = sum(group.num_workers * (group.each_gib + PROCESS_GIB) for group in groups)
+        processes = PROCESS_GIB * sum(group.num_workers for group in groups)
+        needs = processes + _together((g.num_workers * g.steady_gib, g.num_workers * g.each_gib) for g in groups)[1]
         has = machine.memory_gib()[1]
         return "" if needs < has else f". Too much: {needs:.1f} GiB with the processes, and this machine has {has:.1f}"
     smallest = min((gpu.memory_gib for gpu in gpus), default=math.inf)
-    trained = {group.role: group.each_gib for group in groups if group.role != "rollout"}
-    on_one = {"policy and reward": sum(trained.values())} if placement.colocate else trained
+    trained = {group.role: (group.steady_gib, group.each_gib) for group in groups if group.role != "rollout"}
+    if placement.colocate:
+        trained = {"policy and reward": _together(trained.values())}
     sampled = {group.role: group.each_gib / placement.gpu_memory_frac for group in groups if group.role == "rollout"}
-    full = [f"{name} needs {gib:.1f} GiB" for name, gib in (on_one | sampled).items() if gib > smallest]
+    most = {name: gib for name, (_, gib) in trained.items()} | sampled
+    full = [f"{name} needs {gib:.1f} GiB" for name, gib in most.items() if gib > smallest]
     advice = "raise zero_stage or the group's gpus, use lora, or take a smaller model"
+    if any(steady <= smallest < gib for steady, gib in trained.values()):
+        advice = "it is loaded whole before ZeRO-3 shares it out: take a smaller model, or kl_coef 0 to load no reference"
     return f". Too much: {', '.join(full)}, and a GPU here has {smallest:.1f}; {advice}" if full else ""
+
+
+def _together(groups: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """What groups take that load one after the other, of what each takes: (while it works, at most)."""
+    amounts = list(groups)
+    steady = sum(amount for amount, _ in amounts)
+    return steady, steady + max((most - amount for amount, most in amounts), default=0.0)
 
 
 def _totals(nodes: list[dict[str, float]]) -> str:

@@ -1,7 +1,7 @@
 """The memory and the disk that a config's models will take, from files' headers or hub names: nothing is loaded.
 
-What is counted is what stays: weights, gradients, AdamW's state, references, vLLM's KV cache. Activations come on top;
-they follow learner.micro_batch_tokens.
+What is counted is what stays: weights, gradients, AdamW's state, references, vLLM's KV cache; and, where it is more, what
+a worker holds while it loads. Activations come on top; they follow learner.micro_batch_tokens.
 """
 
 from __future__ import annotations
@@ -34,17 +34,26 @@ class GroupMemory:
 
     role: str
     num_workers: int
-    parts: dict[str, float]
+    parts: dict[str, float]  # that stay
+    loading_gib: float = 0.0  # at most, before ZeRO-3 has shared out what was loaded whole
+
+    @property
+    def steady_gib(self) -> float:
+        """Of one worker, while it works."""
+        return sum(self.parts.values())
 
     @property
     def each_gib(self) -> float:
-        """Of one worker."""
-        return sum(self.parts.values())
+        """The most that one worker holds."""
+        return max(self.steady_gib, self.loading_gib)
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {_amount(gib)}" for name, gib in self.parts.items() if gib)
         workers = f" on each of {self.num_workers} workers" if self.num_workers > 1 else ""
-        return f"{self.role} {_amount(self.each_gib)}{workers} ({parts})"
+        if self.loading_gib > self.steady_gib:
+            most, then = _amount(self.loading_gib), _amount(self.steady_gib)
+            return f"{self.role} {most}{workers} while loading, then {then} ({parts})"
+        return f"{self.role} {_amount(self.steady_gib)}{workers} ({parts})"
 
 
 def group_memory(config: RunConfig) -> list[GroupMemory]:
@@ -56,12 +65,15 @@ def group_memory(config: RunConfig) -> list[GroupMemory]:
     if policy:
         ranks = plan.groups["policy"].num_workers
         parts = _training(policy, dtype, learner.zero_stage, ranks, adapter=config.model.lora is not None)
+        whole = loading = policy * WEIGHT_BYTES[dtype] / GIB
         if keeps_reference and config.model.lora is None:
-            parts["reference"] = policy * WEIGHT_BYTES[dtype] / (ranks if learner.zero_stage == 3 else 1) / GIB
-        found.append(GroupMemory("policy", ranks, parts))
+            loading += sum(parts.values())  # the policy is there when its reference is loaded
+            parts["reference"] = whole / (ranks if learner.zero_stage == 3 else 1)
+        found.append(GroupMemory("policy", ranks, parts, loading))
     if reward:
         ranks = plan.groups["reward"].num_workers
-        found.append(GroupMemory("reward", ranks, _training(reward, dtype, learner.zero_stage, ranks)))
+        parts = _training(reward, dtype, learner.zero_stage, ranks)
+        found.append(GroupMemory("reward", ranks, parts, reward * WEIGHT_BYTES[dtype] / GIB))
     if policy:
         rollout = plan.groups["rollout"]
         parts = {"weights": policy * WEIGHT_BYTES[dtype] / config.placement.rollout.tensor_parallel / GIB}
@@ -85,8 +97,15 @@ def saved_gib(config: RunConfig) -> float:
     return (num_bytes + largest) / GIB
 
 
-def num_parameters(config: RunConfig, location: str) -> int | None:
-    """Weights of a model folder, or of the one that an artifact of the run starts from; None where nothing tells."""
+def num_parameters(config: RunConfig, location: str, *, asked: frozenset[str] = frozenset()) -> int | None:
+    """Weights of a model folder, or of the one that an artifact of the run starts from; None where nothing tells.
+
+    `asked` are artifacts on the way here: what starts from itself (model.path: stage:sft/policy) has no size, and is
+    refused before a run.
+    """
+    if location in asked:
+        return None
+    asked |= {location}
     reference = stage_reference(location)
     if reference is None:
         folder = Path(location).expanduser()
@@ -95,9 +114,10 @@ def num_parameters(config: RunConfig, location: str) -> int | None:
     if isinstance(stage, SftStage):
         if stage.scratch is not None:
             return None if "vocab_size" not in stage.scratch else _of_architecture(stage.scratch)
-        return num_parameters(config, stage.policy or config.model.path)
+        return num_parameters(config, stage.policy or config.model.path, asked=asked)
     if isinstance(stage, IrlStage):
-        return num_parameters(config, stage.policy if reference[1] == "policy" else stage.reward.init)
+        start = stage.policy if reference[1] == "policy" else stage.reward.init
+        return num_parameters(config, start, asked=asked)
     return None
 
 
@@ -154,11 +174,13 @@ def _of_architecture(scratch: dict[str, Any]) -> int | None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from rayalign.models.backbone import NO_ARCHITECTURE
+
     keys = dict(scratch)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(keys.pop("model_type", ""), **keys))
-    except (ValueError, KeyError, TypeError):
+    except NO_ARCHITECTURE:
         return None  # told by whoever builds it
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -66,6 +66,25 @@ def test_an_architecture_is_counted_without_its_memory() -> None:
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [{"hidden_size": "a"}, {"num_attention_heads": 0}, {"vocab_size": -5}, {"pad_token_id": 32_000}, {"model_type": "x"}],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_an_architecture_that_is_none_has_no_size(damage: dict[str, Any]) -> None:
+    config = config_of(stages=[{"kind": "sft", "name": "sft", "scratch": BIG | damage}])
+    assert num_parameters(config, "stage:sft/policy") is None
+    (memory,) = check_memory(config, [])
+    assert memory.mark == "note" and "not known" in memory.text
+
+
+def test_what_starts_from_itself_has_no_size() -> None:
+    config = config_of("stage:sft/policy")
+    assert num_parameters(config, "stage:sft/policy") is None
+    (memory,) = check_memory(config, [])
+    assert memory.mark == "note"
+
+
+@pytest.mark.parametrize(
     ("name", "size"),
     [
         ("Qwen/Qwen2.5-0.5B-Instruct", 500_000_000),
@@ -104,6 +123,41 @@ def test_float32_takes_sixteen_bytes_a_weight_and_a_reference_four_more() -> Non
     assert sum(groups["policy"].values()) * GIB == pytest.approx(2e9 * 20)
     assert groups["rollout"] == {"weights": pytest.approx(2e9 * 4 / GIB), "KV cache": 0.5}
     assert saved_gib(config_of()) * GIB == pytest.approx(2e9 * 4 * (1 + 2 + 2))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_what_stays_whole_is_not_more_while_loading(stage: int) -> None:
+    groups = group_memory(config_of(placement={"policy": {"workers": 8}}, learner={"zero_stage": stage}))
+    assert all(group.each_gib == group.steady_gib and "loading" not in str(group) for group in groups)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_zero_3_shares_out_what_was_loaded_whole(kl_coef: float) -> None:
+    """Eight workers keep an eighth of 16 bytes a weight each; a copy of 4 is whole before, the reference's last."""
+    irl = {"kind": "irl", "name": "rft", "policy": "nobody/model-2b", "reward": {"init": "nobody/model-2b"}}
+    placement = {role: {"workers": 8} for role in ("policy", "reward")}
+    config = config_of(
+        stages=[irl | {"improve": {"kl_coef": kl_coef}}], placement=placement, learner={"zero_stage": 3}
+    )
+    policy, reward, _ = group_memory(config)
+    assert reward.steady_gib * GIB == pytest.approx(2e9 * 16 / 8)
+    assert reward.each_gib * GIB == pytest.approx(2e9 * 4)
+    assert policy.steady_gib * GIB == pytest.approx(2e9 * (16 + 4 * (kl_coef > 0)) / 8)
+    assert policy.each_gib * GIB == pytest.approx(2e9 * (4 + 2 * (kl_coef > 0)))
+    assert "reward 7.5 GiB on each of 8 workers while loading, then 3.7 GiB (weights 0.9 GiB" in str(reward)
+
+
+@pytest.mark.parametrize("colocate", [False, True])
+def test_too_much_while_loading_is_told_as_that(colocate: bool) -> None:
+    """More GPUs would not help. Groups that share GPUs load one after the other."""
+    placement = {role: {"gpus": 8} for role in ("policy", "reward", "rollout")} | {"colocate": colocate}
+    config = config_of(placement=placement, learner={"zero_stage": 3})
+    (memory, _) = check_memory(config, [Gpu("a small one", 10.5)] * 8)
+    needs = "policy and reward needs 14.9 GiB" if colocate else "policy needs 11.2 GiB"
+    assert memory.mark == "missing" and needs in memory.text, memory.text
+    assert "loaded whole before ZeRO-3 shares it out" in memory.text
+    (memory, _) = check_memory(config, [Gpu("a larger one", 15.0)] * 8)
+    assert memory.mark == "ok"
 
 
 def test_lora_trains_next_to_nothing() -> None:
