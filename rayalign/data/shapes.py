@@ -2,8 +2,8 @@
 
 What a row is, is read off its columns (after `columns` renamed them), so files of different shapes can be
 mixed. A row that cannot be understood is an error that names its place. A row that is understood but is of no
-use (an answer that is empty, a pair whose sides are equal) is left out, counted in a Tally, and the count is
-logged.
+use (an answer that is empty, a pair whose sides are equal) is left out and counted: in the caller's Tally, or else in
+the log.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def prompts(rows: Iterable[PlacedRow], *, tally: Tally | None = None) -> Iterato
 def _convert(
     rows: Iterable[PlacedRow], make: Callable[[Row, Place], T], tally: Tally | None
 ) -> Iterator[tuple[Place, T]]:
-    tally = Tally() if tally is None else tally
+    logs, tally = tally is None, Tally() if tally is None else tally
     place = None
     for place, row in rows:
         try:
@@ -93,7 +93,7 @@ def _convert(
     if not tally.num_used:
         where = place.source if place else "data"
         raise DataError(f"{where}: no row can be used ({tally}); mend the rows, or name another file")
-    if tally:
+    if tally and logs:
         logger.warning("%s: %s", place.source if place else "data", tally)
 
 

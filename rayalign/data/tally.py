@@ -29,6 +29,10 @@ class Tally:
         self.cut[reason] += 1
         self.first_places.setdefault(reason, str(place))
 
+    def part(self) -> Tally:
+        """A tally for some of the rows: what it leaves out and cuts counts here too, and it has a `num_used` of its own."""
+        return Tally(left_out=self.left_out, cut=self.cut, first_places=self.first_places)
+
     def __bool__(self) -> bool:
         """Whether there is anything to tell."""
         return bool(self.left_out or self.cut)

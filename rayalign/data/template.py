@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayalign.data.files import one_line
 from rayalign.data.hub import quiet_hub
+from rayalign.data.vocabulary import Vocabulary
 from rayalign.errors import ConfigError, DataError
 from rayalign.types import Conversation, Message
 
@@ -119,6 +120,13 @@ class Template:
         }
         known = {name: int(token) for name, token in ids.items() if token is not None}
         return {"vocab_size": len(self._tokenizer), **known}
+
+    def vocabulary(self, name: str) -> Vocabulary:
+        """The tokens that conversations may become."""
+        ends = self._tokenizer.convert_ids_to_tokens(list(self.end_token_ids))
+        return Vocabulary.of(
+            name, self._tokenizer, used=" ".join([self.chat_template, *ends, self._tokenizer.bos_token or ""])
+        )
 
     def _encode(self, texts: Sequence[str], *, split_special_tokens: bool) -> list[list[int]]:
         if not texts:

@@ -1,7 +1,7 @@
 """Demonstrations, prompts and preferences as tokens, within the model's length.
 
-What is too long is an error, is left out, or is cut, as `overlong` says; the last two are counted in a Tally
-and logged. A prompt is cut on the left (its end is what is asked); a response that has no room even then is
+What is too long is an error, is left out, or is cut, as `overlong` says; the last two are counted in the caller's
+Tally, or logged. A prompt is cut on the left (its end is what is asked); a response that has no room even then is
 cut on the right, loses its end token and has `ended` False: an end is never forged.
 
 How far a prompt is cut depends on `room`. With `room`, every prompt gets max_length - room tokens, in
@@ -56,7 +56,7 @@ def tokenize_demonstrations(
     """
     rows = list(rows)
     answers = [(row.prompt, (row.response,)) for row in rows]
-    fit = _Fit(template, max_length, room, overlong, Tally() if tally is None else tally)
+    fit = _Fit.of(template, max_length, room, overlong, tally)
     (sequences,) = _tokenize(answers, fit, places, num_sides=1)
     return sequences
 
@@ -77,7 +77,7 @@ def tokenize_preferences(
     """
     rows = list(rows)
     answers = [(row.prompt, (row.chosen, row.rejected)) for row in rows]
-    fit = _Fit(template, max_length, room, overlong, Tally() if tally is None else tally)
+    fit = _Fit.of(template, max_length, room, overlong, tally)
     chosen, rejected = _tokenize(answers, fit, places, num_sides=2)
     return chosen, rejected
 
@@ -96,7 +96,7 @@ def tokenize_prompts(
 
     Raises as tokenize_demonstrations does, and ConfigError where `room` leaves nothing for a prompt.
     """
-    fit = _Fit(template, max_length, room, overlong, Tally() if tally is None else tally)
+    fit = _Fit.of(template, max_length, room, overlong, tally)
     kept: list[Any] = []
     ids: list[int] = []
     for row, prompt, _ in _encode(((prompt, ()) for prompt in conversations), template, places):
@@ -132,9 +132,17 @@ class _Fit:
     room: int | None
     overlong: Overlong
     tally: Tally
+    logs: bool  # where the caller brought no tally to tell from
     num_rows: int = 0
     num_kept: int = 0
     num_too_long: int = 0
+
+    @classmethod
+    def of(
+        cls, template: Template, max_length: int, room: int | None, overlong: Overlong, tally: Tally | None
+    ) -> _Fit:
+        """With the caller's tally, or its own."""
+        return cls(template, max_length, room, overlong, Tally() if tally is None else tally, logs=tally is None)
 
     def __post_init__(self) -> None:
         if self.room is not None and not 0 < self.room < self.max_length:
@@ -207,7 +215,7 @@ class _Fit:
                 f"all {self.num_rows} rows are too long for max_length {self.max_length}; "
                 "raise model.max_length, or set data.overlong to truncate"
             )
-        if self.num_too_long:
+        if self.num_too_long and self.logs:
             logger.warning("lengths: %s", self.tally)
 
 

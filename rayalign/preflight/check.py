@@ -20,7 +20,14 @@ from rayalign.config.run import RunConfig
 from rayalign.config.stages import EvaluateStage, IrlStage, SampleStage, SftStage, Stage
 from rayalign.data.sources import could_be_hub_name
 from rayalign.errors import UserError
-from rayalign.preflight.folders import check_model, check_template, check_tokenizer, hub_problem
+from rayalign.preflight.folders import (
+    check_model,
+    check_scratch,
+    check_template,
+    check_tokenizer,
+    check_vocabulary,
+    hub_problem,
+)
 from rayalign.preflight.rows import MAX_ROWS_READ, first_rows, too_few_prompts
 
 MIN_FREE_BYTES = 200 * 2**20
@@ -99,8 +106,8 @@ def needs_of(config: RunConfig, stage: Stage) -> Iterator[Need]:
     match stage:
         case SftStage():
             yield _rows("demonstrations", (f"{own}.data", stage.data), ("data.demonstrations", data.demonstrations))
-            if stage.data is None and data.heldout_demonstrations:
-                yield Need("data.heldout_demonstrations", "demonstrations", data.heldout_demonstrations)
+            if stage.data is None:
+                yield from _heldout(config)
             if stage.policy:
                 yield Need(f"{own}.policy", "model", stage.policy)
             elif stage.scratch is None:
@@ -111,8 +118,7 @@ def needs_of(config: RunConfig, stage: Stage) -> Iterator[Need]:
             yield Need(f"{own}.policy", "model", stage.policy)
         case IrlStage():
             yield _rows("demonstrations", ("data.demonstrations", data.demonstrations))
-            if data.heldout_demonstrations:
-                yield Need("data.heldout_demonstrations", "demonstrations", data.heldout_demonstrations)
+            yield from _heldout(config)
             if data.prompts:
                 yield Need("data.prompts", "prompts", data.prompts)
             yield Need(f"{own}.policy", "model", stage.policy)
@@ -126,6 +132,11 @@ def needs_of(config: RunConfig, stage: Stage) -> Iterator[Need]:
                 yield Need(f"{own}.reward", "model", stage.reward)
             if stage.preferences:
                 yield Need(f"{own}.preferences", "preferences", stage.preferences)
+
+
+def _heldout(config: RunConfig) -> Iterator[Need]:
+    if config.data.heldout_demonstrations:
+        yield Need("data.heldout_demonstrations", "demonstrations", config.data.heldout_demonstrations)
 
 
 def _rows(kind: str, *places: tuple[str, DataSource | None]) -> Need:
@@ -146,7 +157,9 @@ def _look(config: RunConfig, stage: Stage, need: Need, earlier: list[str]) -> Fi
         there = Path(need.location).expanduser().is_file()
         text = need.location if there else f"{need.location}: no such file; check the path, or sample them in a stage"
         return Finding(need.key, "ok" if there else "missing", text)
-    return _judged(need.key, need.location, check_model(need.location, config.model))
+    problem = check_model(need.location, config.model)
+    problem = problem or check_vocabulary(need.location, _tokenizer_of(config), config.data.chat_template)
+    return _judged(need.key, need.location, problem)
 
 
 def _made(key: str, location: str, stage: Stage, earlier: list[str]) -> Finding | None:
@@ -177,13 +190,20 @@ def _data(key: str, kind: str, source: DataSource) -> Finding:
 
 def _tokenizer(config: RunConfig, stage: Stage, earlier: list[str]) -> Iterator[Finding]:
     key = "model.tokenizer" if config.model.tokenizer else "model.path"
-    location = config.model.tokenizer or config.model.path
+    location = _tokenizer_of(config)
     template = config.data.chat_template
     shown = f"{key} (tokenizer)"  # model.path may be a model and a tokenizer in one
     made = _made(shown, location, stage, earlier)
     yield made or _judged(shown, location, check_tokenizer(location, needs_template=template is None))
     if template is not None:
         yield _judged("data.chat_template", template, check_template(template))
+    too_few = check_scratch(stage.scratch, location, template) if isinstance(stage, SftStage) and stage.scratch else None
+    if too_few:
+        yield Finding(f"stages.{stage.name}.scratch.vocab_size", "missing", too_few)
+
+
+def _tokenizer_of(config: RunConfig) -> str:
+    return config.model.tokenizer or config.model.path
 
 
 def _judged(key: str, location: str, problem: str | None) -> Finding:

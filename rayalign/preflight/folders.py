@@ -5,6 +5,7 @@ Each check gives one line that says what is wrong and what to do, or None. A nam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from rayalign.config.model import ModelConfig
 from rayalign.data.sources import could_be_hub_name
+from rayalign.data.vocabulary import Vocabulary, read_vocabulary, scratch_problem, vocabulary_problem
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -50,6 +52,22 @@ def check_tokenizer(location: str, *, needs_template: bool) -> str | None:
     return None
 
 
+def check_vocabulary(location: str, tokenizer: str, chat_template: str | None) -> str | None:
+    """Whether a model reads the run's tokens, where both are folders here; others are checked when they are loaded."""
+    folder, run = Path(location).expanduser(), _run_vocabulary(tokenizer, chat_template)
+    config = _read_json(folder / "config.json")
+    if run is None or config is None:
+        return None
+    own = None if location == tokenizer else read_vocabulary(folder)
+    return vocabulary_problem(location, _num_tokens(config), own, run)
+
+
+def check_scratch(scratch: dict[str, Any], tokenizer: str, chat_template: str | None) -> str | None:
+    """Whether a new model will know as many tokens as the run's tokenizer has."""
+    run = _run_vocabulary(tokenizer, chat_template) if "vocab_size" in scratch else None
+    return scratch_problem(scratch["vocab_size"], run) if run else None
+
+
 def check_template(chat_template: str) -> str | None:
     """Whether the file that data.chat_template names is there."""
     if chat_template == "plain" or Path(chat_template).expanduser().is_file():
@@ -80,6 +98,26 @@ def _has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     return bool((_read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
+
+
+def _run_vocabulary(tokenizer: str, chat_template: str | None) -> Vocabulary | None:
+    """What the run's tokenizer makes, with the tokens that the template and the ends of a text use."""
+    folder = Path(tokenizer).expanduser()
+    settings = _read_json(folder / "tokenizer_config.json") or {}
+    ends = (settings.get(key) for key in ("bos_token", "eos_token"))
+    used = [str(token.get("content") if isinstance(token, dict) else token) for token in ends]
+    used.append(str(settings.get("chat_template")))
+    for file in (Path(chat_template or "").expanduser(), folder / "chat_template.jinja"):
+        with contextlib.suppress(OSError, ValueError):
+            used.append(file.read_text(encoding="utf-8"))
+    return read_vocabulary(folder, used=" ".join(used))
+
+
+def _num_tokens(config: dict[str, Any]) -> int | None:
+    """vocab_size of a config.json, which a model that reads more than text has one level down."""
+    text = config.get("text_config")
+    found = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    return found if isinstance(found, int) else None
 
 
 def _cached(name: str, kind: str) -> list[Path]:

@@ -16,6 +16,7 @@ from rayalign.config.stages import IrlStage, PlantedStage
 from rayalign.data import shapes
 from rayalign.data.sources import read_rows
 from rayalign.data.splits import split_heldout
+from rayalign.data.tally import Tally
 from rayalign.data.tokenize import prompt_ids
 from rayalign.errors import UserError
 
@@ -32,7 +33,7 @@ SHAPES: dict[str, Callable[..., Iterable[Any]]] = {
 
 def first_rows(kind: str, source: DataSource) -> Iterator[Any] | None:
     """At most MAX_ROWS_READ rows of a kind; None where no row can be read quickly. Raises UserError for what is wrong."""
-    rows = SHAPES[kind](read_rows(source, resolve=str))
+    rows = SHAPES[kind](read_rows(source, resolve=str), tally=Tally())  # told by the stage that reads all of them
     return (row for _, row in islice(rows, MAX_ROWS_READ)) if _is_quick(source) else None
 
 

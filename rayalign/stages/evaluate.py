@@ -15,7 +15,7 @@ from rayalign.ports import ScorerSetup
 from rayalign.stages.context import RunContext, write_json, written_aside
 from rayalign.stages.golden import golden_attributes, golden_expert, golden_scores, rank_accuracy
 from rayalign.stages.groups import RewardGroup
-from rayalign.stages.inputs import load_preferences, load_prompts
+from rayalign.stages.inputs import load_preferences, load_prompts, locate_model
 from rayalign.types import Sequences, TokenizedPrompts
 
 SEED_OFFSET = 10_000  # evaluation never repeats the random numbers of training
@@ -47,7 +47,7 @@ Samples = dict[str, dict[float, Sequences]]  # by model, by temperature
 def _sample_all(context: RunContext, stage: EvaluateStage, prompts: TokenizedPrompts) -> Samples:
     samples: Samples = {}
     total = len(stage.models) * len(stage.temperatures)
-    paths = {name: context.locate(location) for name, location in stage.models.items()}
+    paths = {name: locate_model(context, location) for name, location in stage.models.items()}
     first = context.rollout_group(next(iter(paths.values())))
     with context.progress.stage(stage.name, total=total, unit="sample set") as bar:
         for number, (name, path) in enumerate(paths.items()):
@@ -68,7 +68,7 @@ def _start_scorer(context: RunContext, stage: EvaluateStage) -> RewardGroup | No
     if stage.reward is None:
         return None
     setup = ScorerSetup(
-        context.locate(stage.reward),
+        locate_model(context, stage.reward),
         context.config.model.model_copy(update={"lora": None}),
         context.config.learner,
     )

@@ -1,4 +1,4 @@
-"""The data of a run as tokens: each stage reads here what it needs, and says what is missing."""
+"""The data of a run as tokens, and the models that read them: each stage finds here what it needs, or what is missing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import numpy as np
 from rayalign.config.data import DataSource
 from rayalign.data import shapes
 from rayalign.data.files import Place, read_file
+from rayalign.data.hub import quiet_hub
 from rayalign.data.sources import read_rows
 from rayalign.data.splits import split_heldout
 from rayalign.data.tally import Tally
+from rayalign.data.template import load_tokenizer
 from rayalign.data.tokenize import tokenize_demonstrations, tokenize_preferences, tokenize_prompts
-from rayalign.errors import DataError
+from rayalign.data.vocabulary import Vocabulary, read_vocabulary, scratch_problem, vocabulary_problem
+from rayalign.errors import ConfigError, DataError, UserError
 from rayalign.stages.context import RunContext
 from rayalign.types import Ragged, Sequences, TokenizedPrompts
 
@@ -46,6 +49,33 @@ def load_demonstrations(context: RunContext, stage: str) -> DemonstrationSplit:
     return DemonstrationSplit(every.take(train), every.take(heldout_rows))
 
 
+def locate_model(context: RunContext, location: str) -> str:
+    """As `context.locate`, for a model that is to read the run's tokens.
+
+    Raises UserError where it is made for other ones. What cannot be found out (no network) is left to who loads it.
+    """
+    path, trusted = context.locate(location), context.config.model.trust_remote_code
+    own = None if path == context.tokenizer_path else _own_vocabulary(path, trust_remote_code=trusted)
+    run = context.template().vocabulary(context.tokenizer_path)
+    problem = vocabulary_problem(location, _num_tokens(path, trust_remote_code=trusted), own, run)
+    if problem:
+        raise UserError(problem)
+    return path
+
+
+def check_scratch(context: RunContext, stage: str, num_tokens: object) -> None:
+    """Raises UserError for a new model that would not know all of the run's tokens."""
+    problem = scratch_problem(num_tokens, context.template().vocabulary(context.tokenizer_path))
+    if problem:
+        raise UserError(f"stages.{stage}.scratch.vocab_size: {problem}")
+
+
+def tell(context: RunContext, source: DataSource, tally: Tally, more: str = "") -> None:
+    """Says what became of a source's rows, where any is left out or cut."""
+    if tally:
+        context.progress.say(f"{source.path}: {tally}{more}")
+
+
 def sequences_of(context: RunContext, source: DataSource) -> Sequences:
     """Rows with a prompt and a response, as sequences."""
     rows, places, tally = _read(context, source, shapes.demonstrations)
@@ -53,7 +83,7 @@ def sequences_of(context: RunContext, source: DataSource) -> Sequences:
     sequences = tokenize_demonstrations(
         rows, context.template(), **_fit(context), room=room, places=places, tally=tally
     )
-    _tell(context, source, tally)
+    tell(context, source, tally)
     return sequences
 
 
@@ -64,7 +94,7 @@ def load_prompts(context: RunContext, source: DataSource, *, room: int, limit: i
     rows, places, tally = _read(context, source, shapes.prompts)
     room = max(room, context.config.response_room or 0)  # one cut for all stages, or their prompts would not match
     prompts = tokenize_prompts(rows, context.template(), **_fit(context), room=room, places=places, tally=tally)
-    _tell(context, source, tally)
+    tell(context, source, tally)
     return prompts
 
 
@@ -72,7 +102,7 @@ def load_preferences(context: RunContext, source: DataSource) -> tuple[Sequences
     """(chosen, rejected) sequences; row i of both answers the same prompt."""
     rows, places, tally = _read(context, source, shapes.preferences)
     pairs = tokenize_preferences(rows, context.template(), **_fit(context), places=places, tally=tally)
-    _tell(context, source, tally)
+    tell(context, source, tally)
     return pairs
 
 
@@ -109,6 +139,30 @@ def matched_to(demonstrations: Sequences, samples: Sequences) -> Sequences:
     return samples.take(np.flatnonzero(np.isin(samples.prompt_ids, demonstrations.prompt_ids)))
 
 
+def _own_vocabulary(path: str, *, trust_remote_code: bool) -> Vocabulary | None:
+    """Of the tokenizer that a model brings; None where it brings none."""
+    folder = Path(path)
+    if (found := read_vocabulary(folder)) or (folder.is_dir() and not (folder / "tokenizer_config.json").is_file()):
+        return found
+    try:
+        return Vocabulary.of(path, load_tokenizer(path, trust_remote_code=trust_remote_code))
+    except ConfigError:
+        return None
+
+
+def _num_tokens(path: str, *, trust_remote_code: bool) -> int | None:
+    """How many tokens a model knows, as its config says."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet_hub():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError):
+        return None
+    found: int | None = getattr(config.get_text_config(), "vocab_size", None)
+    return found
+
+
 def _read(
     context: RunContext, source: DataSource, convert: Callable[..., Iterable[tuple[Place, Row]]]
 ) -> tuple[list[Row], list[Place], Tally]:
@@ -122,8 +176,3 @@ def _read(
 
 def _fit(context: RunContext) -> dict[str, Any]:
     return {"max_length": context.config.model.max_length, "overlong": context.config.data.overlong}
-
-
-def _tell(context: RunContext, source: DataSource, tally: Tally) -> None:
-    if tally:
-        context.progress.say(f"{source.path}: {tally}")

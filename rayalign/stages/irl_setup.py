@@ -12,6 +12,7 @@ import numpy as np
 from rayalign.config.stages import IrlStage
 from rayalign.data.tokenize import prompts_of
 from rayalign.engines.policy import PolicyEngine
+from rayalign.engines.reward import RewardEngine
 from rayalign.errors import DataError
 from rayalign.ports import PolicySetup, RewardSetup
 from rayalign.stages.context import RunContext, written_aside
@@ -21,6 +22,7 @@ from rayalign.stages.inputs import (
     load_demonstrations,
     load_prompts,
     load_samples,
+    locate_model,
     matched_to,
 )
 from rayalign.types import Sequences, TokenizedPrompts
@@ -76,10 +78,13 @@ class IrlGroups:
 @contextlib.contextmanager
 def start_groups(context: RunContext, stage: IrlStage) -> Iterator[IrlGroups]:
     """Loads the data, starts the groups, connects policy and samplers; ends reward and policy at the end."""
+    policy_path = locate_model(context, stage.policy)
+    if context.components.reward is RewardEngine:  # one of the user's own need not read the model
+        locate_model(context, stage.reward.init)
     demonstrations = load_demonstrations(context, stage.name)
     prompts = _improvement_prompts(context, stage, demonstrations)
     negatives = [_negatives(context, location, demonstrations.train) for location in stage.reward.negatives]
-    rollout = context.rollout_group(context.locate(stage.policy))
+    rollout = context.rollout_group(policy_path)
     rollout.sleep()  # where it shares GPUs, the trainers load next
     with contextlib.ExitStack() as stack:
         with context.progress.stage("starting the reward group"):

@@ -7,7 +7,7 @@ import json
 from rayalign.config.stages import SampleStage
 from rayalign.errors import DataError
 from rayalign.stages.context import RunContext, written_aside
-from rayalign.stages.inputs import load_prompts
+from rayalign.stages.inputs import load_prompts, locate_model
 from rayalign.types import Rollout
 
 
@@ -18,7 +18,7 @@ def run_sample(context: RunContext, stage: SampleStage) -> None:
         raise DataError(f"stage {stage.name} needs prompts: set its prompts, data.prompts or data.demonstrations")
     room = stage.sampling.max_new_tokens
     prompts = load_prompts(context, source, room=room, limit=stage.num_prompts)
-    group = context.rollout_group(context.locate(stage.policy))
+    group = context.rollout_group(locate_model(context, stage.policy))
     with context.progress.stage(stage.name) as bar:
         rollouts = group.generate(
             prompts, stage.sampling, num_per_prompt=stage.num_per_prompt, seed=context.config.seed

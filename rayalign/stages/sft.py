@@ -27,7 +27,7 @@ from rayalign.engines.sft import SftEngine
 from rayalign.errors import DataError
 from rayalign.ports import SftSetup
 from rayalign.stages.context import RunContext, written_aside
-from rayalign.stages.inputs import load_demonstrations, sequences_of
+from rayalign.stages.inputs import check_scratch, load_demonstrations, locate_model, sequences_of, tell
 from rayalign.telemetry.metrics import Metrics, values
 from rayalign.types import Sequences
 
@@ -35,8 +35,8 @@ from rayalign.types import Sequences
 class Batches(Protocol):
     """Where a rank's batches come from; every rank is given the same ones and takes its share of each."""
 
-    def batches(self) -> Iterator[Sequences]:
-        """Endless batches."""
+    def batches(self, tally: Tally) -> Iterator[Sequences]:
+        """Endless batches. `tally` counts what is left out or cut on the way, where that was not told before."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class InMemory:
     batch_size: int
     seed: int
 
-    def batches(self) -> Iterator[Sequences]:
+    def batches(self, tally: Tally) -> Iterator[Sequences]:
         """Epoch after epoch, each in an order of its own."""
         cursor = Cursor(len(self.sequences), seed=self.seed, fingerprint=fingerprint(self.sequences))
         while True:
@@ -67,17 +67,17 @@ class Streamed:
     room: int | None  # for answers, as every stage leaves it
     batch_size: int
 
-    def batches(self) -> Iterator[Sequences]:
+    def batches(self, tally: Tally) -> Iterator[Sequences]:
         """Epoch after epoch; a batch may be smaller where rows are dropped, and one without rows is passed over.
 
-        Raises DataError where no row of the whole source can be used.
+        A row counts each time that it is read. Raises DataError where no row of the whole source can be used.
         """
         tokenizer = load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)
         template = Template(tokenizer, self.chat_template)
-        rows = StreamingRows(lambda: shapes.demonstrations(read_rows(self.source, resolve=str)))
-        dropped, any_kept = Tally(), False
+        rows = StreamingRows(lambda: shapes.demonstrations(read_rows(self.source, resolve=str), tally=tally.part()))
         while True:
             places, batch = zip(*rows.take(self.batch_size), strict=True)
+            part = tally.part()
             try:
                 kept = tokenize_demonstrations(
                     batch,
@@ -86,16 +86,16 @@ class Streamed:
                     overlong=self.overlong,
                     room=self.room,
                     places=places,
-                    tally=dropped,
+                    tally=part,
                 )
             except AllTooLong:
-                if rows.epoch and not any_kept:
+                if rows.epoch and not tally.num_used:
                     raise DataError(
-                        f"{self.source.path}: no row of the whole source can be used ({dropped}); "
+                        f"{self.source.path}: no row of the whole source can be used ({tally}); "
                         "raise model.max_length, or set data.overlong to truncate"
                     ) from None
                 continue
-            any_kept = True
+            tally.num_used += part.num_used
             yield kept
 
 
@@ -110,10 +110,7 @@ class SftJob:
 
 def run_sft(context: RunContext, stage: SftStage) -> None:
     """Artifact: `policy`, a Hugging Face folder with the tokenizer beside the weights."""
-    source = stage.data or context.config.data.demonstrations
-    if source is None:
-        raise DataError(f"stage {stage.name} needs rows to fit: set data.demonstrations, or the stage's data")
-    data, num_steps = _data(context, stage, source)
+    data, num_steps = _data(context, stage, _source(context, stage))
     target = context.stage_folder(stage.name) / "policy"
     cached = _cache_folder(context, stage, data.sequences) if stage.cache and isinstance(data, InMemory) else None
     if cached and cached.exists():
@@ -131,10 +128,19 @@ def run_sft(context: RunContext, stage: SftStage) -> None:
 
 def fit(job: SftJob, report: Callable[[Any], None]) -> None:
     """One rank's work, to its end."""
-    engine = SftEngine(job.setup)
-    for batch in islice(job.data.batches(), job.setup.total_steps):
+    engine, tally = SftEngine(job.setup), Tally()
+    for batch in islice(job.data.batches(tally), job.setup.total_steps):
         report(engine.fit(batch))
     engine.save(job.folder)
+    if tally:
+        report(tally)
+
+
+def _source(context: RunContext, stage: SftStage) -> DataSource:
+    source = stage.data or context.config.data.demonstrations
+    if source is None:
+        raise DataError(f"stage {stage.name} needs rows to fit: set data.demonstrations, or the stage's data")
+    return source
 
 
 def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Batches, int]:
@@ -164,7 +170,7 @@ def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Bat
 def _setup(context: RunContext, stage: SftStage, total_steps: int) -> SftSetup:
     return SftSetup(
         path=_start(context, stage),
-        scratch=_architecture(context, stage.scratch),
+        scratch=_architecture(context, stage),
         model=context.config.model,
         learner=context.config.learner,
         optimizer=stage.optimizer,
@@ -175,7 +181,7 @@ def _setup(context: RunContext, stage: SftStage, total_steps: int) -> SftSetup:
 
 def _start(context: RunContext, stage: SftStage) -> str | None:
     """The folder or hub name of the weights to start from; None from scratch."""
-    return None if stage.scratch else context.locate(stage.policy or context.config.model.path)
+    return None if stage.scratch else locate_model(context, stage.policy or context.config.model.path)
 
 
 def _fit(context: RunContext, stage: SftStage, job: SftJob) -> None:
@@ -184,8 +190,11 @@ def _fit(context: RunContext, stage: SftStage, job: SftJob) -> None:
     done = 0
     with context.progress.stage(stage.name, total=job.setup.total_steps) as bar:
 
-        def on_report(metrics: Metrics) -> None:
+        def on_report(metrics: Metrics | Tally) -> None:
             nonlocal done
+            if isinstance(metrics, Tally):  # of a stream, at its end
+                tell(context, _source(context, stage), metrics, "; a row counts each time that it is read")
+                return
             context.tracker.log(stage.name, 0, done, metrics)
             done += 1
             bar.update(advance=1, note={"nll": values(metrics)["nll_token"]})
@@ -193,11 +202,13 @@ def _fit(context: RunContext, stage: SftStage, job: SftJob) -> None:
         context.fleet.run_ranks(fit, job, on_report)
 
 
-def _architecture(context: RunContext, scratch: dict[str, Any] | None) -> dict[str, Any] | None:
+def _architecture(context: RunContext, stage: SftStage) -> dict[str, Any] | None:
     """The scratch keys, with the tokenizer's vocabulary and special tokens where they are not set."""
-    if scratch is None:
+    if stage.scratch is None:
         return None
-    return {**context.template().model_settings(), **scratch}
+    settings = {**context.template().model_settings(), **stage.scratch}
+    check_scratch(context, stage.name, settings["vocab_size"])
+    return settings
 
 
 def _cache_folder(context: RunContext, stage: SftStage, sequences: Sequences) -> Path:

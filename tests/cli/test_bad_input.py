@@ -104,6 +104,55 @@ def test_model_without_weights(rayalign: Rayalign, workplace: Workplace, parts: 
     assert "no weights (*.safetensors)" in refused(rayalign, workplace, "model.path=model")
 
 
+@pytest.fixture
+def models(workplace: Workplace, parts: Path) -> Path:
+    """A folder with `small`, which knows ten tokens, and `other`, with a tokenizer that has two words exchanged."""
+    for name in ("small", "other"):
+        shutil.copytree(parts / "model", workplace.folder / name)
+    config = workplace.folder / "small" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 10}))
+    told = json.loads((parts / "tokenizer" / "tokenizer.json").read_text())
+    words = told["model"]["vocab"]
+    words["lamp"], words["chair"] = words["chair"], words["lamp"]
+    (workplace.folder / "other" / "tokenizer.json").write_text(json.dumps(told))
+    return workplace.folder
+
+
+@pytest.mark.parametrize("key", ["sft.policy", "irl.policy", "irl.reward.init", "evaluate.models.it", "evaluate.reward"])
+@pytest.mark.usefixtures("models")
+def test_models_of_another_tokenizer(rayalign: Rayalign, workplace: Workplace, parts: Path, key: str) -> None:
+    """Wherever a model is named: one that would read the run's tokens as others, or does not know them all."""
+    model = str(parts / "model")
+    irl = {"kind": "irl", "policy": model, "reward": {"init": model}, "sampling": {"max_new_tokens": 8}}
+    evaluate = {"kind": "evaluate", "models": {"it": model}, "sampling": {"max_new_tokens": 8}}
+    workplace.values["stages"] += [irl | {"improve": {"prompts_per_step": 1}}, evaluate]
+    workplace.values["data"]["prompts"] = {"path": "demos.jsonl"}
+    line = refused(rayalign, workplace, f"stages.{key}=small")
+    assert f"stages.{key}: small: knows 10 tokens, and the run's tokenizer" in line
+    line = refused(rayalign, workplace, f"stages.{key}=other")
+    assert f"stages.{key}: other: made for another tokenizer than the run's" in line and "'lamp' is token" in line
+
+
+def test_a_new_model_with_too_few_tokens(rayalign: Rayalign, workplace: Workplace) -> None:
+    scratch = "{model_type: llama, hidden_size: 32, num_hidden_layers: 1, vocab_size: 10}"
+    line = refused(rayalign, workplace, f"stages.sft.scratch={scratch}")
+    assert "stages.sft.scratch.vocab_size: a new model of 10 tokens" in line and "remove this key" in line
+
+
+def test_tokens_that_nothing_uses_need_no_room(rayalign: Rayalign, workplace: Workplace, parts: Path) -> None:
+    """As Gemma's image token has none in its text model; one that the chat template writes does."""
+    shutil.copytree(parts / "tokenizer", workplace.folder / "tokenizer")
+    file = workplace.folder / "tokenizer" / "tokenizer.json"
+    told = json.loads(file.read_text())
+    end = {**told["added_tokens"][0], "content": "<image>", "id": len(told["model"]["vocab"])}
+    file.write_text(json.dumps(told | {"added_tokens": [*told["added_tokens"], end]}))
+    outcome = rayalign("doctor", workplace.write(), "model.tokenizer=tokenizer")
+    assert outcome.code == 0, outcome.out
+    template = workplace.folder / "tokenizer" / "chat_template.jinja"
+    template.write_text("<image>" + template.read_text())
+    assert "knows" in refused(rayalign, workplace, "model.tokenizer=tokenizer")
+
+
 def test_tokenizer_without_a_template(rayalign: Rayalign, workplace: Workplace, parts: Path) -> None:
     shutil.copytree(parts / "tokenizer", workplace.folder / "tokenizer")
     (workplace.folder / "tokenizer" / "chat_template.jinja").unlink()

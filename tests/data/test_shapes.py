@@ -178,7 +178,8 @@ def test_hh_turns_of_one_speaker_in_a_row_become_one():
     assert pair == Preference((user("q"),), "a\n\nmore", "b")
 
 
-def test_rows_of_no_use_are_counted_and_logged(caplog):
+def test_rows_of_no_use_are_counted_or_logged(caplog):
+    """Logged where the caller brings no tally to tell them from."""
     tally = Tally()
     rows = [
         {"prompt": "q", "chosen": "a", "rejected": "b"},
@@ -197,6 +198,9 @@ def test_rows_of_no_use_are_counted_and_logged(caplog):
         "a side does not end with an answer": 1,
         "empty prompt": 1,
     }
+    assert caplog.text == ""
+    with caplog.at_level(logging.WARNING):
+        convert(preferences, *rows)
     assert "2 x chosen and rejected are equal, first at a.jsonl:2" in caplog.text
 
 

@@ -113,7 +113,8 @@ def test_exactly_long_enough():
         tokenize_prompts([asked("x" * 10)], TEMPLATE, max_length=NUM_FRAME + 17, room=8)
 
 
-def test_drop_counts_and_logs(caplog):
+def test_drop_counts_or_logs(caplog):
+    """Logs where the caller brings no tally to tell from."""
     rows = [demo("one", "a"), demo("x" * 30, "y"), demo("two", "b"), demo("one", "z" * 30)]
     tally = Tally()
     with caplog.at_level(logging.WARNING):
@@ -122,6 +123,9 @@ def test_drop_counts_and_logs(caplog):
         )
     assert found.prompt_ids.tolist() == [0, 2], "ids are row numbers in the data, whatever was left out"
     assert (tally.num_used, tally.left_out.total()) == (2, 2)
+    assert caplog.text == ""
+    with caplog.at_level(logging.WARNING):
+        tokenize_demonstrations(rows, TEMPLATE, max_length=32, overlong="drop", places=PLACES)
     assert "2 x too long, first at d.jsonl:2: a prompt of" in caplog.text
 
 

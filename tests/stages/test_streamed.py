@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 
 from rayalign.config.data import DataSource
+from rayalign.data.tally import Tally
 from rayalign.errors import DataError
 from rayalign.planted.tokenizer import save_tokenizer
 from rayalign.stages.sft import Streamed
@@ -24,19 +25,21 @@ def streamed(folder: Path, rows: list[dict[str, str]], overlong: Literal["error"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_tokenizer(folder / "tokenizer")
     source = DataSource(path=str(file), streaming=True)
-    return Streamed(source, str(folder / "tokenizer"), False, None, max_length=32, overlong=overlong, room=None, batch_size=2)
+    return Streamed(
+        source, str(folder / "tokenizer"), False, None, max_length=32, overlong=overlong, room=None, batch_size=2
+    )
 
 
 @pytest.mark.parametrize("rows", [[GOOD, GOOD, LONG, LONG, LONG, GOOD], [LONG] * 5 + [GOOD]], ids=["between", "first"])
 def test_a_batch_of_dropped_rows_is_passed_over(tmp_path: Path, rows: list[dict[str, str]]) -> None:
-    sizes = [len(batch) for batch in islice(streamed(tmp_path, rows).batches(), 4)]
+    sizes = [len(batch) for batch in islice(streamed(tmp_path, rows).batches(Tally()), 4)]
     assert sizes == ([2, 1, 2, 1] if rows[0] is GOOD else [1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
 def test_a_source_of_which_nothing_is_left_is_one_clear_error(tmp_path: Path, num: int) -> None:
     with pytest.raises(DataError) as error:
-        next(streamed(tmp_path, [LONG] * num).batches())
+        next(streamed(tmp_path, [LONG] * num).batches(Tally()))
     text = str(error.value)
     assert "rows.jsonl: no row of the whole source can be used (0 rows used" in text and "\n" not in text
     assert "too long, first at" in text and "rows.jsonl:1" in text and "raise model.max_length" in text
@@ -44,4 +47,16 @@ def test_a_source_of_which_nothing_is_left_is_one_clear_error(tmp_path: Path, nu
 
 def test_a_row_that_is_too_long_is_an_error_unless_dropped(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows.jsonl:2: a prompt of \d+ tokens"):
-        next(streamed(tmp_path, [GOOD, LONG], "error").batches())
+        next(streamed(tmp_path, [GOOD, LONG], "error").batches(Tally()))
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_what_is_left_out_or_cut_is_counted(tmp_path: Path, overlong: Literal["drop", "truncate"]) -> None:
+    """Rows of no use and rows that are too long, over as many passes as there are."""
+    rows, tally = [GOOD, {**GOOD, "response": " "}, LONG, GOOD], Tally()
+    batches = streamed(tmp_path, rows, overlong).batches(tally)
+    num = sum(len(next(batches)) for _ in range(3))
+    assert tally.num_used == num
+    assert tally.left_out["empty response"] == 2
+    assert (tally.left_out["too long"] if overlong == "drop" else tally.cut.total()) == 2
+    assert tally.first_places["empty response"].endswith("rows.jsonl:2")
