@@ -131,7 +131,8 @@ def phases(name: str, numbers: dict[str, Span]) -> str:
     """Where a step goes."""
     parts = ", ".join(f"{phase} {numbers[f'{phase}_s']['median']:.3f}" for phase in PHASES)
     bare, rival = numbers["share_of_bare_vllm"], numbers.get("times_as_fast_as_trl_master")
-    against = f"; {rival['median']:.2f}x ({rival['min']:.2f}-{rival['max']:.2f}) of TRL with float32 weights" if rival else ""
+    span = f"{rival['median']:.2f}x ({rival['min']:.2f}-{rival['max']:.2f})" if rival else ""
+    against = f"; {span} of TRL with float32 weights" if rival else ""
     return (
         f"  {name}: {parts} s; controller, Ray and sync {shown(numbers['overhead_frac'], percent=True)}; "
         f"generation {bare['median']:.1%} ({bare['min']:.1%}-{bare['max']:.1%}) of bare vLLM{against}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +182,18 @@ def test_a_folder_that_vllm_cannot_load(content, tied, tmp_path):
     with pytest.raises(UserError, match="vLLM cannot load") as raised:
         vllm_sampler(str(tmp_path))
     assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_only_the_template_says_what_ends_a_response(tied, tmp_path):
+    """A model's generation config may list end tokens of its own (chat models do): samples go on past them."""
+    folder = shutil.copytree(tied, tmp_path / "model")
+    foreign = list(range(12, 100))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": foreign}))
+    sampler = vllm_sampler(str(folder))
+    sequences = draw(sampler, num=8).sequences
+    sampler.close()
+    responses = [response.tolist() for response in sequences.responses()]
+    assert any(set(response[:-1]) & set(foreign) for response in responses)
+    for response, ended in zip(responses, sequences.ended, strict=True):
+        assert (response[-1] in END_TOKENS) is bool(ended)
+        assert ended or len(response) == 8
