@@ -49,7 +49,8 @@ def one_line_errors() -> Iterator[None]:
         print(f"rayalign: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
-        print("rayalign: interrupted; finished stages are kept, the same command goes on from there", file=sys.stderr)
+        kept = "finished stages are kept, the same command begins the one that was stopped again"
+        print(f"rayalign: interrupted; {kept}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -98,8 +98,9 @@ def _probe(address: str) -> bool:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
-        raise _no_cluster(address, f"{reason}, tried for {PROBE_S:g} s") from None
+        told = getattr(error, "strerror", None) or str(error)
+        reason = f"no answer, tried for {PROBE_S:g} s" if isinstance(error, TimeoutError) else told
+        raise _no_cluster(address, reason) from None
     if scheme or os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
         return False
     return _greet(address, f"{host}:{port}")

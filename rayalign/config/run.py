@@ -92,6 +92,14 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _a_stream_has_no_end_of_its_own(self) -> RunConfig:
+        for stage in self.stages:
+            source = (stage.data or self.data.demonstrations) if isinstance(stage, SftStage) else None
+            if isinstance(stage, SftStage) and source and source.streaming and stage.max_steps is None:
+                raise ValueError(f"stages.{stage.name}.max_steps: streaming data has no known length; set it")
+        return self
+
+    @model_validator(mode="after")
     def _samples_fit_the_context(self) -> RunConfig:
         for stage in self.stages:
             if not isinstance(stage, (SampleStage, IrlStage, EvaluateStage)):

@@ -64,7 +64,8 @@ def _open(location: Path | str, source: DataSource) -> Iterator[PlacedRow]:
         return read_file(path)
     if isinstance(location, str) and could_be_hub_name(location):
         return _read_hub(location, source)
-    raise DataError(f"{location}: no such file or folder; check the path, which is relative to {Path.cwd()}")
+    relative = "" if path.is_absolute() else f", which is relative to {Path.cwd()}"
+    raise DataError(f"{location}: no such file or folder; check the path{relative}")
 
 
 def _read_folder(folder: Path, split: str) -> Iterator[PlacedRow]:

@@ -90,7 +90,8 @@ def _not_a_folder(location: str, folder: Path, what: str) -> str | None:
     if folder.exists():
         return f"{location}: a file, but a {what} is a folder; give the folder that holds it"
     if not could_be_hub_name(location):
-        return f"{location}: no such folder; check the path, which is relative to {Path.cwd()}"
+        relative = "" if folder.is_absolute() else f", which is relative to {Path.cwd()}"
+        return f"{location}: no such folder; check the path{relative}"
     return hub_problem(location, "models")
 
 

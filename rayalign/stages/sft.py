@@ -146,8 +146,7 @@ def _source(context: RunContext, stage: SftStage) -> DataSource:
 def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Batches, int]:
     """Where batches come from, and how many optimiser steps there are."""
     if source.streaming:
-        if stage.max_steps is None:
-            raise DataError(f"stage {stage.name}: streaming data has no known length; set max_steps")
+        assert stage.max_steps is not None  # the config sees to it
         data = context.config.data
         streamed = Streamed(
             source=source.model_copy(update={"path": context.locate(source.path)}),

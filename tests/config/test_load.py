@@ -177,6 +177,7 @@ CONTRADICTIONS: list[tuple[list[str], list[str]]] = [
     (["data.prompts.path=stage:sft/polcy"], ["data.prompts.path", "did you mean policy?"]),
     (["stages.irl.name=sft"], ["two stages are named 'sft'"]),
     (["stages.sft.name=tensorboard"], ["folder of the run's own"]),
+    (["data.demonstrations.streaming=true", "data.heldout_frac=0"], ["stages.sft.max_steps", "no known length"]),
     (["data.demonstrations.streaming=true"], ["stage sft", "every row", "heldout_demonstrations", "heldout_frac to 0"]),
     (["stages.irl.sampling.max_new_tokens=2048"], ["max_new_tokens (2048)", "max_length (2048)"]),
     (["stages.irl.sampling.top_p=0.9"], ["top_p (0.9)", "set it to 1"]),
@@ -226,8 +227,8 @@ def test_contradictions(load: Any, overrides: list[str], words: list[str]) -> No
         ["placement.share_cores=true", "stages.irl.max_staleness=1"],  # two cores, asynchronous
         ["learner={zero_stage: 3, deepspeed: {zero_optimization: {stage: 3, offload_optimizer: {device: cpu}}}}"],
         ["stages.irl.canary_every=1000000"],
-        ["data.demonstrations.streaming=true", "data.heldout_frac=0"],
-        ["data.demonstrations.streaming=true", "data.heldout_demonstrations.path=heldout.jsonl"],
+        ["data.demonstrations.streaming=true", "data.heldout_frac=0", "stages.sft.max_steps=5"],
+        ["data.demonstrations.streaming=true", "data.heldout_demonstrations.path=heldout.jsonl", "stages.sft.max_steps=5"],
         ["data.demonstrations.streaming=true", "stages.sft.data.path=rows.jsonl"],
     ],
     ids=lambda value: value[0],

@@ -35,7 +35,7 @@ def test_data_that_does_not_fit_in_memory_is_read_as_it_goes(sft_values: dict[st
     source.write_text("\n".join([*rows[:200] * 60, "{not JSON"]) + "\n")  # the check before a run reads 10,000 rows
     sft_values["data"]["demonstrations"] = {"path": str(source), "streaming": True}
     done = train(sft_values, tmp_path)
-    assert done.returncode == 2 and "streaming data has no known length; set max_steps" in done.stderr
+    assert done.returncode == 2 and "stages.sft.max_steps: streaming data has no known length; set it" in done.stderr
     sft_values["stages"][0]["max_steps"] = 5
     done = train(sft_values, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
