@@ -13,6 +13,31 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "rayalign" / "planted" / "demo.yaml"
+CHILD = "RAYALIGN_TEST_IN_OWN_PROCESS"
+OF_RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test marked `own_process` in a fresh Python, where no engine of an earlier test lives.
+
+    Those leave process groups behind, and so much address space that Ray cannot fork.
+    """
+    if pyfuncitem.get_closest_marker("own_process") is None or CHILD in os.environ:
+        return None
+    environment = {key: value for key, value in one_thread().items() if key not in OF_RANKS}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid],
+        cwd=pyfuncitem.config.rootpath,
+        env=environment | {CHILD: "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    return True
+
+
 def one_thread() -> dict[str, str]:
     """Environment of a process that keeps to one core."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -20,6 +20,8 @@ from rayalign.ports import SamplerSetup
 from rayalign.stages.groups import PolicyGroup
 from rayalign.types import Rollout, TokenizedPrompts
 
+pytestmark = pytest.mark.own_process
+
 GROUP = 3  # samples a prompt for the policy's update; nothing else draws as many
 SLOW_S = 3.0  # longer than an update of the tiny policy takes
 

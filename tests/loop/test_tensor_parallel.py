@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from rayalign.actors.fleet import RayFleet
@@ -18,6 +19,7 @@ from tests.engines.samplers import END_TOKENS, PROMPTS
 from tests.models.tiny import load_plain, model_config, plain_logprobs, tiny_lm
 
 
+@pytest.mark.own_process
 def test_two_workers_hold_one_model(tmp_path: Path) -> None:
     """Log-probs of what they draw together are those of the whole model."""
     tiny_lm().save_pretrained(tmp_path)
