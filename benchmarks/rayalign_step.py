@@ -18,9 +18,11 @@ import workload
 from channel import Channel, Record
 from workload import Work
 
+from rayalign.config.improve import PolicyStepConfig
 from rayalign.config.model import LearnerConfig, LoraConfig, ModelConfig, OptimizerConfig
 from rayalign.config.placement import PlacementConfig
-from rayalign.config.stages import PolicyStepConfig, RewardConfig, SamplingConfig
+from rayalign.config.reward import RewardConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.engines.function_reward import FunctionReward
 from rayalign.engines.policy import PolicyEngine
 from rayalign.engines.vllm_backend.sampler import VllmSampler

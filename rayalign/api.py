@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rayalign.config.load import load_config, parse_config
 from rayalign.config.run import RunConfig
 from rayalign.data.template import Template, load_tokenizer
 from rayalign.engines.function_reward import FunctionReward, RewardFunction
 from rayalign.errors import ConfigError, UserError, one_line_errors
-from rayalign.ports import RewardSetup, RewardWorker, RolloutWorker, SamplerSetup
+from rayalign.ports import PairLossFn, RewardSetup, RewardWorker, RolloutWorker, SamplerSetup
 from rayalign.run import artifacts_of, built_in, run
 from rayalign.stages.context import Components
 
@@ -45,6 +47,8 @@ def train(
     overrides: Sequence[str] = (),
     reward: RewardFunction | type[RewardWorker] | None = None,
     rollout: type[RolloutWorker] | None = None,
+    reward_loss: PairLossFn | None = None,
+    implicit_loss: PairLossFn | None = None,
 ) -> Run:
     """Runs all stages of a config that are not done yet.
 
@@ -55,17 +59,22 @@ def train(
             `ports.RewardWorker` and is built from a `ports.RewardSetup` in each reward actor.
         rollout: a class that satisfies `ports.RolloutWorker` and is built from a `ports.SamplerSetup` in each rollout
             actor; usually a subclass of `engines.vllm_backend.sampler.VllmSampler` with its own `generate`.
+        reward_loss: an objective of your own for `irl` and `fit_reward`, in the place of their `loss`:
+            (demo_scores[N], agent_scores[N]) -> the sum over the N pairs, as a tensor that gradients flow through.
+        implicit_loss: the same for `implicit`, in the place of `demonstrations.loss`:
+            (demo_log_ratios[N], agent_log_ratios[N]), each beta log(policy / reference) -> sum.
 
     Raises UserError for what you can mend, RayalignError for what failed on the way.
     """
     resolved = _resolve(config, overrides)
     components = built_in()
-    if reward is not None or rollout is not None:
-        components = Components(
-            rollout=_built_from(rollout) if rollout is not None else components.rollout,
-            reward=_reward_factory(reward) if reward is not None else components.reward,
-            reward_learns=reward is None or inspect.isclass(reward),
-        )
+    components = Components(
+        rollout=_built_from(rollout) if rollout is not None else components.rollout,
+        reward=_reward_factory(reward) if reward is not None else components.reward,
+        reward_learns=reward is None or inspect.isclass(reward),
+        reward_loss=_checked_loss("reward_loss", reward_loss, _kinds(resolved, "irl", "fit_reward")),
+        implicit_loss=_checked_loss("implicit_loss", implicit_loss, _kinds(resolved, "implicit")),
+    )
     folder = run(resolved, components)
     file = folder / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -73,13 +82,24 @@ def train(
 
 
 def main(
-    *, reward: RewardFunction | type[RewardWorker] | None = None, rollout: type[RolloutWorker] | None = None
+    *,
+    reward: RewardFunction | type[RewardWorker] | None = None,
+    rollout: type[RolloutWorker] | None = None,
+    reward_loss: PairLossFn | None = None,
+    implicit_loss: PairLossFn | None = None,
 ) -> None:
     """`train` as a script's command line, CONFIG [KEY=VALUE ...], with the errors and exit codes of `rayalign train`."""
     with one_line_errors():
         if len(sys.argv) < 2:
             raise UserError(f"a config is missing: python {sys.argv[0]} CONFIG [KEY=VALUE ...]")
-        run = train(sys.argv[1], overrides=sys.argv[2:], reward=reward, rollout=rollout)
+        run = train(
+            sys.argv[1],
+            overrides=sys.argv[2:],
+            reward=reward,
+            rollout=rollout,
+            reward_loss=reward_loss,
+            implicit_loss=implicit_loss,
+        )
         print(run.folder, run.artifacts)
 
 
@@ -114,6 +134,28 @@ def _reward_factory(reward: Any) -> Callable[[RewardSetup], RewardWorker]:
     if not callable(reward):
         raise ConfigError(f"reward: give a function or a class, not {type(reward).__name__}")
     return FunctionRewardFactory(reward)
+
+
+def _kinds(config: RunConfig, *kinds: str) -> list[str]:
+    """The stages of these kinds, by name."""
+    return [stage.name for stage in config.stages if stage.kind in kinds]
+
+
+def _checked_loss(name: str, loss: PairLossFn | None, stages: list[str]) -> PairLossFn | None:
+    """Raises ConfigError for an objective that no stage would use, or that gives no sum that gradients flow through."""
+    if loss is None:
+        return None
+    if not callable(loss):
+        raise ConfigError(f"{name}: give a function of two tensors, not {type(loss).__name__}")
+    if not stages:
+        raise ConfigError(f"{name}: no stage of this config would use it; add one, or leave {name} out")
+    first, second = (torch.linspace(-1, 1, 3, requires_grad=True) for _ in range(2))
+    found = loss(first, second)
+    if not isinstance(found, torch.Tensor) or found.dim() or not found.requires_grad or not torch.isfinite(found):
+        raise ConfigError(
+            f"{name}: for two tensors [3] it gave {found!r}; return the sum over pairs: a finite scalar with a gradient"
+        )
+    return loss
 
 
 def _built_from(worker: Any) -> Callable[[Any], Any]:

@@ -1,4 +1,4 @@
-"""The command line: train, demo, config, doctor. Errors are one line; exit code 2 for what the user can mend."""
+"""The command line: train, demo, recipes, config, doctor. Errors are one line; exit code 2 for what the user can mend."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from rayalign import __version__
 from rayalign.config.load import dump_config, load_config
+from rayalign.config.recipes import all_recipes, find_recipe
 from rayalign.config.run import RunConfig
 from rayalign.errors import UserError, one_line_errors
 
@@ -24,11 +25,16 @@ OVERRIDES = """settings:
     data.prompts=                     nothing: unset
   `rayalign config CONFIG` prints all keys with their values."""
 
+RECIPES = """examples:
+  rayalign recipes rft > my.yaml                              then set model and data in it
+  rayalign recipes rft --planted > small.yaml                 rayalign train small.yaml runs as it is"""
+
 EXIT_CODES = """exit codes:
   0 done, 2 something you can mend (the one line says what), 1 a failure on the way, 130 interrupted"""
 
 EXAMPLES = """examples:
   rayalign demo                                               see it work: minutes, on any machine
+  rayalign recipes                                            the methods, by name; with a name, its config
   rayalign doctor configs/rft.yaml                            what it needs, and whether it is here
   rayalign config configs/rft.yaml seed=1                     all settings, resolved
   rayalign train configs/rft.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct
@@ -67,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_train(commands)
     _add_demo(commands)
+    _add_recipes(commands)
     _add_config(commands)
     _add_doctor(commands)
     return parser
@@ -97,6 +104,21 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     _add_overrides(demo)
     demo.set_defaults(run=_demo)
+
+
+def _add_recipes(commands: argparse._SubParsersAction[_Parser]) -> None:
+    recipes = commands.add_parser(
+        "recipes",
+        help="list the methods, with their papers and the data they need, or print the config of one",
+        description="Lists the recipes: name, what it does, the paper, and the data it learns from. With a name, prints\n"
+        "the config to start from, in the paper's size and with the source of each value; --planted prints the small one,\n"
+        "which makes its own world and runs on two CPU cores, with every default.",
+        epilog=f"{RECIPES}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="a recipe; without one, all are listed")
+    recipes.add_argument("--planted", action="store_true", help="its config for the planted world, resolved")
+    recipes.set_defaults(run=_recipes)
 
 
 def _add_config(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -164,6 +186,28 @@ def _demo_placement() -> list[str]:
         return []
     groups = [f"placement.{role}={{gpus: 1, cpus: 1}}" for role in ("policy", "reward", "rollout")]
     return [*groups, "placement.colocate=true", "placement.gpu_memory_frac=0.3"]
+
+
+def _recipes(parsed: argparse.Namespace) -> None:
+    if parsed.name is None:
+        if parsed.planted:
+            raise UserError("--planted goes with a recipe's name: rayalign recipes NAME --planted")
+        _list_recipes()
+        return
+    recipe = find_recipe(parsed.name)
+    if parsed.planted:
+        print(dump_config(load_config(recipe.file("planted"))), end="")
+    else:
+        print(recipe.file("paper").read_text(encoding="utf-8"), end="")
+
+
+def _list_recipes() -> None:
+    """Two lines each: what it does, and where it is from and what it needs."""
+    recipes = all_recipes()
+    width = max(len(recipe.name) for recipe in recipes)
+    for recipe in recipes:
+        print(f"{recipe.name:<{width}}  {recipe.summary}")
+        print(f"{'':<{width}}  {recipe.paper}; needs {', '.join(recipe.data)}")
 
 
 def _config(parsed: argparse.Namespace) -> None:

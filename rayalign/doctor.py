@@ -14,6 +14,7 @@ from rich.table import Table
 
 from rayalign import __version__
 from rayalign.actors.plan import check_fits, make_plan
+from rayalign.config.hazards import hazards
 from rayalign.config.run import RunConfig
 from rayalign.errors import PlacementError
 from rayalign.preflight import machine
@@ -89,7 +90,7 @@ def check_machine(gpus: list[machine.Gpu]) -> Iterable[Check]:
 
 
 def check_config(config: RunConfig, gpus: list[machine.Gpu]) -> Iterable[Check]:
-    """Placement, then data, models and the rest, in the order in which a run needs them."""
+    """Placement, then data, models and the rest, in the order in which a run needs them; last, what may go wrong with it."""
     yield from check_placement(config, gpus)
     yield from check_memory(config, gpus)
     on_cpu = not config.placement.policy.gpus
@@ -100,6 +101,7 @@ def check_config(config: RunConfig, gpus: list[machine.Gpu]) -> Iterable[Check]:
     made = [finding.key for finding in findings if finding.state == "made"]
     if made:
         yield Check("ok", "made by the run itself", ", ".join(made))
+    yield from (Check("note", "hazard", line) for line in hazards(config))
 
 
 def check_placement(config: RunConfig, gpus: list[machine.Gpu]) -> Iterable[Check]:

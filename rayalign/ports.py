@@ -10,13 +10,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from rayalign.config.fits import FitRewardStage
+from rayalign.config.improve import PolicyStepConfig
+from rayalign.config.loops import ImplicitStage
 from rayalign.config.model import LearnerConfig, ModelConfig, OptimizerConfig
-from rayalign.config.stages import PolicyStepConfig, RewardConfig, SamplingConfig
+from rayalign.config.reward import RewardConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.types import Rollout, Scores, Sequences, Stored, TokenizedPrompts, WeightReport
 
 W = TypeVar("W", covariant=True)
 R = TypeVar("R")
 Metrics = Mapping[str, Any]  # of rayalign.telemetry.metrics
+# A user's own objective, tensors in, a sum out: (demo_scores[N], agent_scores[N]) of an explicit reward, or
+# beta log(policy / reference) of both sides [N] of an implicit one -> scalar sum over pairs.
+PairLossFn = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,22 @@ class PolicySetup:
     total_steps: int  # optimiser steps until the schedule ends
     max_staleness: int
     seed: int
+    critic_steps: int = 1  # until the critic's schedule ends
+
+
+@dataclass(frozen=True)
+class ImplicitSetup:
+    """What a policy worker that learns from its implicit reward is built from."""
+
+    path: str
+    model: ModelConfig
+    learner: LearnerConfig
+    config: ImplicitStage
+    seed: int
+    demonstrations: Sequences | None = None
+    negatives: list[Sequences] = field(default_factory=list)  # stored samples beside the policy's own
+    preferences: tuple[Sequences, Sequences] | None = None  # (better, worse), row i of both a pair
+    loss: PairLossFn | None = None  # one of the user's own, in the place of demonstrations.loss
 
 
 @dataclass(frozen=True)
@@ -63,8 +86,10 @@ class RewardSetup:
     config: RewardConfig
     rounds: int
     seed: int
-    demonstrations: Sequences  # row i answers the prompt with id prompt_ids[i]
+    demonstrations: Sequences | None  # row i answers the prompt with id prompt_ids[i]
     negatives: list[Sequences] = field(default_factory=list)  # stored samples beside the policy's own
+    preferences: tuple[Sequences, Sequences] | None = None  # (chosen, rejected), row i of both a pair
+    loss: PairLossFn | None = None  # one of the user's own, in the place of config.loss
 
 
 @dataclass(frozen=True)
@@ -81,12 +106,38 @@ class SftSetup:
 
 
 @dataclass(frozen=True)
+class FitSetup:
+    """What a rank that fits a sequence reward to stored pairs is built from."""
+
+    path: str
+    model: ModelConfig
+    learner: LearnerConfig
+    config: FitRewardStage
+    total_steps: int
+    seed: int
+    loss: PairLossFn | None = None
+
+
+@dataclass(frozen=True)
 class ScorerSetup:
     """What a worker that only scores is built from."""
 
     path: str
     model: ModelConfig
     learner: LearnerConfig
+
+
+@dataclass(frozen=True)
+class ExtrapolateSetup:
+    """What a worker that samples beyond a policy, away from its reference, is built from."""
+
+    policy: str
+    reference: str
+    model: ModelConfig
+    learner: LearnerConfig
+    power: float
+    min_prob: float
+    end_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -174,6 +225,9 @@ class PolicyWorker(Protocol):
     """Improves the policy on scored samples and hands its weights on."""
 
     version: int
+
+    def start_critic(self, path: str) -> None:
+        """Starts the critic of PPO anew from a reward's folder, or another model's."""
 
     def improve(self, rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> Metrics:
         """One update; `version` advances by one."""

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from rayalign.actors.plan import check_fits, make_plan
 from rayalign.config.base import stage_reference
 from rayalign.config.data import DataSource
+from rayalign.config.hazards import hazards
 from rayalign.config.load import dump_config
 from rayalign.config.run import RunConfig
 from rayalign.config.stages import Stage
@@ -29,6 +30,16 @@ from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
 
 DONE = "done.json"
+# The user's own parts that a kind of stage works with, where there are any.
+OWN_PARTS: dict[str, tuple[str, ...]] = {
+    "fit_reward": ("reward_loss",),
+    "irl": ("reward", "rollout", "reward_loss"),
+    "rl": ("reward", "rollout"),
+    "implicit": ("rollout", "implicit_loss"),
+    "sample": ("rollout",),
+    "best_of_n": ("rollout",),
+    "evaluate": ("rollout",),
+}
 
 # What torch, vLLM and Ray take to import is paid when a run starts, not by the person who mistyped a path: the
 # functions below import what they need.
@@ -44,8 +55,13 @@ def built_in() -> Components:
 
 def runners() -> dict[str, Callable[[RunContext, Any], None]]:
     """What runs a stage, by its kind."""
+    from rayalign.stages.ava import run_ava
+    from rayalign.stages.best_of_n import run_best_of_n
     from rayalign.stages.evaluate import run_evaluate
-    from rayalign.stages.irl import run_irl
+    from rayalign.stages.fit_reward import run_fit_reward
+    from rayalign.stages.implicit import run_implicit
+    from rayalign.stages.irl import run_loop
+    from rayalign.stages.log_ratio import run_log_ratio
     from rayalign.stages.planted import run_planted
     from rayalign.stages.sample import run_sample
     from rayalign.stages.sft import run_sft
@@ -54,7 +70,13 @@ def runners() -> dict[str, Callable[[RunContext, Any], None]]:
         "planted": run_planted,
         "sft": run_sft,
         "sample": run_sample,
-        "irl": run_irl,
+        "fit_reward": run_fit_reward,
+        "log_ratio": run_log_ratio,
+        "ava": run_ava,
+        "irl": run_loop,
+        "rl": run_loop,
+        "implicit": run_implicit,
+        "best_of_n": run_best_of_n,
         "evaluate": run_evaluate,
     }
 
@@ -87,6 +109,8 @@ def _run_pending(
 ) -> None:
     progress = Progress(config.telemetry.progress, sys.stderr)
     _say_done(progress, config, pending)
+    for line in hazards(config, pending):
+        progress.say(f"warning: {line}")
     resolved = config.model_dump(mode="json")
     with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
         _run_stages(config, components, own, folder, pending, tracker, progress)
@@ -176,9 +200,10 @@ def _write_config(config: RunConfig, folder: Path) -> None:
 
 
 def _own_parts(components: Components) -> dict[str, str]:
-    """The user's own reward and rollout, by name and code: {"reward": "module.name 1f2e..."}, where there are any."""
+    """The user's own reward, rollout and losses, by name and code: {"reward": "module.name 1f2e..."}, if any."""
     ours = built_in()
-    given = {"reward": components.reward, "rollout": components.rollout}
+    roles = ("reward", "rollout", "reward_loss", "implicit_loss")
+    given = {role: getattr(components, role) for role in roles}
     return {role: _code_of(part) for role, part in given.items() if part is not getattr(ours, role)}
 
 
@@ -196,11 +221,11 @@ def _settings(config: RunConfig, stage: Stage, own: Mapping[str, str]) -> dict[s
     found = stage.model_dump(mode="json")
     if stage.kind == "planted":
         return found
-    uses = {"irl": ("reward", "rollout"), "sample": ("rollout",), "evaluate": ("rollout",)}.get(stage.kind, ())
+    uses = OWN_PARTS.get(stage.kind, ())
     # The longest answer of an irl stage decides how every stage cuts its prompts, where any are cut.
     room = config.response_room if config.data.overlong != "error" else None
     described = {"path", "tokenizer", "attention", "trust_remote_code"}
-    shared = {need.key: need.source for need in needs_of(config, stage) if not need.key.startswith("stages.")}
+    shared = {key: needed.source for key, needed in needs_of(config, stage).items() if not key.startswith("stages.")}
     return {
         **found,
         "run.seed": config.seed,
@@ -219,7 +244,7 @@ def _settings(config: RunConfig, stage: Stage, own: Mapping[str, str]) -> dict[s
 
 def _inputs(config: RunConfig, stage: Stage) -> set[str]:
     """The stages whose artifacts a stage reads."""
-    locations = [need.location for need in needs_of(config, stage)]
+    locations = [needed.location for needed in needs_of(config, stage).values()]
     locations.append(config.model.tokenizer or config.model.path)
     references = [stage_reference(location) for location in locations if location]
     return {reference[0] for reference in references if reference} - {stage.name}

@@ -169,6 +169,7 @@ class Scores:
     rows: np.ndarray  # [b] int64: places in the concatenation of the scored rollouts
     values: np.ndarray  # [b] float32, normalised as configured
     reward_version: int
+    token_values: Ragged | None = None  # [b] rows of float32 that sum to `values`: where the reward is dense
 
 
 @dataclass(frozen=True, slots=True)

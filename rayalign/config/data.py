@@ -26,6 +26,7 @@ class DataConfig(Strict):
 
     demonstrations: DataSource | None = None
     prompts: DataSource | None = Field(None, description="prompts without answers; the demonstrations' own if unset")
+    preferences: DataSource | None = Field(None, description="pairs {prompt, chosen, rejected} to learn from")
     heldout_demonstrations: DataSource | None = Field(None, description="never trained on; else a share is kept out")
     heldout_frac: Fraction = Field(0.1, description="share of the demonstrations kept out of all training")
     chat_template: str | None = Field(

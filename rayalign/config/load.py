@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from rayalign.config.explain import did_you_mean, first_fault, stage_name
+from rayalign.config.extends import read_extended
 from rayalign.config.run import RunConfig
 from rayalign.errors import ConfigError
 
@@ -18,11 +19,11 @@ MERGE = "tag:yaml.org,2002:merge"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads `path`, applies the overrides from left to right, validates.
+    """Reads `path` over what it extends, applies the overrides from left to right, validates.
 
     Raises ConfigError for a missing or malformed file and for values that do not fit.
     """
-    return _validate(_apply(_read(Path(path)), overrides), str(path), overrides)
+    return _validate(_apply(read_extended(Path(path), _read), overrides), str(path), overrides)
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 
 from rayalign.config.base import NonNegativeInt, Strict, stage_reference
-from rayalign.config.data import DataConfig
+from rayalign.config.data import DataConfig, DataSource
 from rayalign.config.explain import did_you_mean
+from rayalign.config.loops import ImplicitStage, LoopStage, SampledStage
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.config.placement import PlacementConfig
-from rayalign.config.stages import EvaluateStage, IrlStage, SampleStage, SftStage, Stage
+from rayalign.config.stages import SftStage, Stage
 from rayalign.config.telemetry import TelemetryConfig
 
 
@@ -31,12 +32,12 @@ class RunConfig(Strict):
     @property
     def response_room(self) -> int | None:
         """Tokens that every prompt leaves for a response, in all stages alike; None if no stage improves a policy."""
-        return max((s.sampling.max_new_tokens for s in self.stages if isinstance(s, IrlStage)), default=None)
+        return max((stage.room for stage in self.stages if stage.room is not None), default=None)
 
     @property
     def max_staleness(self) -> int:
         """The most that any stage allows."""
-        return max((stage.max_staleness for stage in self.stages if isinstance(stage, IrlStage)), default=0)
+        return max((stage.max_staleness for stage in self.stages if isinstance(stage, LoopStage)), default=0)
 
     @model_validator(mode="after")
     def _references_point_backwards(self) -> RunConfig:
@@ -45,7 +46,11 @@ class RunConfig(Strict):
             names = [other.name for other in earlier]
             if stage.name in names:
                 raise ValueError(f"two stages are named {stage.name!r}; give one another name")
-            for key, location in stage.locations().items():
+            for key, needed in stage.inputs().items():
+                location = needed.location
+                if location is None:
+                    continue
+                key += ".path" * isinstance(needed.source, DataSource)
                 reference = stage_reference(location)
                 if reference and reference[0] not in names:
                     known = ", ".join(f"stage:{name}" for name in names) or "none"
@@ -65,6 +70,7 @@ class RunConfig(Strict):
         for key, source in (
             ("demonstrations", data.demonstrations),
             ("prompts", data.prompts),
+            ("preferences", data.preferences),
             ("heldout_demonstrations", data.heldout_demonstrations),
         ):
             shared[f"data.{key}.path"] = source.path if source else None
@@ -102,11 +108,10 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _samples_fit_the_context(self) -> RunConfig:
         for stage in self.stages:
-            if not isinstance(stage, (SampleStage, IrlStage, EvaluateStage)):
-                continue
-            if stage.sampling.max_new_tokens >= self.model.max_length:
+            drawn = stage.longest_draw
+            if drawn is not None and drawn >= self.model.max_length:
                 raise ValueError(
-                    f"stages.{stage.name}.sampling.max_new_tokens ({stage.sampling.max_new_tokens}) leaves no room for "
+                    f"stages.{stage.name}.sampling.max_new_tokens ({drawn}) leaves no room for "
                     f"a prompt in model.max_length ({self.model.max_length}); lower the one or raise the other"
                 )
         return self
@@ -125,12 +130,13 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _adapters_keep_their_reference(self) -> RunConfig:
         for stage in self.stages:
-            if self.model.lora and isinstance(stage, IrlStage) and stage.improve.reference == "round":
+            key = _moving_reference(stage)
+            if self.model.lora and key:
                 raise ValueError(
-                    f"stages.{stage.name}.improve.reference: with model.lora the reference is the model without its "
+                    f"stages.{stage.name}.{key}: with model.lora the reference is the model without its "
                     "adapter, which does not move; set it to start, or remove lora"
                 )
-            if self.model.lora and isinstance(stage, IrlStage) and self.model.lora.dropout:
+            if self.model.lora and isinstance(stage, SampledStage) and self.model.lora.dropout:
                 raise ValueError(
                     f"model.lora.dropout ({self.model.lora.dropout:g}): stage {stage.name} compares log-probs, which "
                     "dropout makes random; set it to 0"
@@ -145,6 +151,14 @@ class RunConfig(Strict):
                 "time; set max_staleness to 0, or give each group its own GPUs"
             )
         return self
+
+
+def _moving_reference(stage: Stage) -> str | None:
+    """The key by which a stage's reference moves from round to round; None where it does not."""
+    if isinstance(stage, LoopStage):
+        return "improve.reference" if stage.improve.reference == "round" else None
+    moves = isinstance(stage, ImplicitStage) and stage.draws and stage.rounds > 1 and stage.reference == "round"
+    return "reference" if moves else None
 
 
 def _check_artifact(key: str, location: str, stages: Sequence[Stage]) -> None:

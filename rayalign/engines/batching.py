@@ -37,18 +37,23 @@ class MicroBatch:
 
 
 def rank_micro_batches(
-    sequences: Sequences, learner: LearnerConfig, rank: Rank, *, group_size: int = 1
+    sequences: Sequences, learner: LearnerConfig, rank: Rank, *, group_sizes: np.ndarray | None = None
 ) -> list[MicroBatch]:
     """This rank's micro-batches, as many on every rank: ZeRO's collectives need the same number of passes.
 
-    Every rank knows the whole batch, so no rank asks another. A rank with fewer repeats the first group at weight 0;
-    `group_size` consecutive rows (the two sides of a pair) are never torn apart.
+    Every rank knows the whole batch, so no rank asks another. A rank with fewer repeats the first group at weight 0.
+    `group_sizes` [G] cut the rows into consecutive groups (the two sides of a pair) that are never torn apart; each row
+    is one if unset.
     """
     packing, budget = learner.packing, learner.micro_batch_tokens
-    lengths = sequences.tokens.lengths.reshape(-1, group_size)
+    sizes = np.ones(len(sequences), dtype=np.int64) if group_sizes is None else group_sizes
+    if int(sizes.sum()) != len(sequences):
+        raise ValueError(f"group sizes sum to {int(sizes.sum())}, there are {len(sequences)} rows")
+    first = np.concatenate([[0], np.cumsum(sizes)])[:-1]
     # A padded group costs its longest member for each of its rows, a packed one the sum of its members.
-    costs = lengths.sum(axis=1) if packing else lengths.max(axis=1)
-    max_tokens = budget if packing else max(1, budget // group_size)
+    reduce = np.add if packing else np.maximum
+    costs = reduce.reduceat(sequences.tokens.lengths, first)
+    max_tokens = budget if packing else max(1, budget // int(sizes.max()))
 
     def of_rank(number: int) -> list[np.ndarray]:
         groups = shard_rows(costs, num_ranks=rank.world_size, rank=number)
@@ -57,11 +62,10 @@ def rank_micro_batches(
     plans = [of_rank(number) for number in range(rank.world_size)]
     num_passes = max(1, *(len(plan) for plan in plans))
     full = [plan + [np.array([0])] * (num_passes - len(plan)) for plan in plans]
-    tokens = sequences.response_lengths.reshape(-1, group_size).sum(axis=1)
-    members = np.arange(group_size)
+    tokens = np.add.reduceat(sequences.response_lengths, first)
     return [
         MicroBatch(
-            rows=(groups[:, None] * group_size + members).reshape(-1),
+            rows=np.concatenate([np.arange(first[g], first[g] + sizes[g]) for g in groups]),
             weight=float(number < len(plans[rank.rank])),
             most_response_tokens=max(int(tokens[plan[number]].sum()) for plan in full),
         )

@@ -23,8 +23,10 @@ from rayalign.engines.batching import MicroBatch, Rank, rank_micro_batches
 from rayalign.errors import RayalignError
 from rayalign.models.batch import TokenBatch, token_batch
 from rayalign.models.wire import WireWeight
-from rayalign.telemetry.metrics import Last, Metrics, merge
+from rayalign.telemetry.metrics import Last, Metrics, Sum, merge
 from rayalign.types import Sequences
+
+MAX_SKIPPED = 3  # optimiser steps in a row without a finite gradient
 
 
 class WireModel(Protocol):
@@ -70,6 +72,7 @@ class Learner:
         self.rank = Rank.from_environment()
         self.device = device
         self.steps_done = 0
+        self._skipped_in_a_row = 0
         self._learner = learner
         self._optimizer_config = optimizer
         self._total_steps = total_steps
@@ -87,13 +90,16 @@ class Learner:
             model=module, optimizer=self._optimizer, config=_deepspeed_config(learner, optimizer, _dtype(module))
         )
 
-    def step(self, sequences: Sequences, loss_fn: LossFn, *, denominator: float, group_size: int = 1) -> Metrics:
+    def step(
+        self, sequences: Sequences, loss_fn: LossFn, *, denominator: float, group_sizes: np.ndarray | None = None
+    ) -> Metrics:
         """One optimiser step on the gradient of (sum of losses over all sequences) / denominator.
 
-        Each rank runs its share; `group_size` consecutive rows (the two sides of a pair) are never torn apart. Raises
-        RayalignError for a gradient that is not finite.
+        Each rank runs its share; `group_sizes` cut the rows into consecutive groups (the two sides of a pair) that are
+        never torn apart. A gradient that is not finite is never stepped on: the weights stay, the metrics are
+        `num_skipped` alone. Raises RayalignError when that happens MAX_SKIPPED times in a row.
         """
-        batches = rank_micro_batches(sequences, self._learner, self.rank, group_size=group_size)
+        batches = rank_micro_batches(sequences, self._learner, self.rank, group_sizes=group_sizes)
         scale = self.rank.world_size / denominator
         parts: list[Metrics] = []
         self._engine.zero_grad()
@@ -105,14 +111,13 @@ class Learner:
             if part.weight:
                 parts.append(output.metrics)
         self._set_learning_rate()
-        norm = self._norm_without_zero()
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm() if norm is None else norm
-        if norm is None or not np.isfinite(float(norm)):
-            raise RayalignError(f"the gradient is not finite at optimiser step {self.steps_done}")
+        norm = self._step_if_finite()
+        if norm is None:
+            return self._skipped()
         self.steps_done += 1
+        self._skipped_in_a_row = 0
         rate = self._engine.optimizer.param_groups[0]["lr"]
-        return self._gathered(merge(parts)) | {"grad_norm": Last(float(norm)), "learning_rate": Last(rate)}
+        return self._gathered(merge(parts)) | {"grad_norm": Last(norm), "learning_rate": Last(rate)}
 
     @torch.no_grad()
     def map(
@@ -164,6 +169,11 @@ class Learner:
         if self.rank.rank == 0:
             self.module.save(folder, weights)
 
+    def restart_schedule(self, *, learning_rate: float, total_steps: int) -> None:
+        """The learning rate begins anew, with another peak and end; the optimiser's moments stay."""
+        self._optimizer_config = self._optimizer_config.model_copy(update={"learning_rate": learning_rate})
+        self._total_steps, self.steps_done = total_steps, 0
+
     def close(self) -> None:
         """Gives the memory back. Hooks of DeepSpeed's keep its engine alive, so what it holds is let go by name."""
         self._engine.destroy()
@@ -196,11 +206,35 @@ class Learner:
         """Metrics of all ranks, merged."""
         return merge(self.all_gather(metrics))
 
-    def _norm_without_zero(self) -> float | None:
-        """The gradient's norm before clipping where DeepSpeed keeps none: float32 at stage 0."""
-        if self._engine.optimizer is not self._optimizer:
-            return None
-        return float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+    def _step_if_finite(self) -> float | None:
+        """Steps, and gives the gradient's norm before clipping; None where it is not finite, and nothing was changed.
+
+        DeepSpeed sees to that by itself under ZeRO-1 and 2. Without ZeRO it keeps no norm, under ZeRO-3 it does not look.
+        """
+        optimizer, norm = self._engine.optimizer, None
+        if optimizer is self._optimizer:
+            norm = float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+            if not np.isfinite(norm):
+                self._engine.zero_grad()
+                return None
+        elif self._learner.zero_stage == 3:
+            shards = (g for group in optimizer.averaged_gradients.values() for g in group or ())
+            if not all(self.all_gather(all(bool(torch.isfinite(g).all()) for g in shards))):
+                optimizer._overflow_clean_up(1.0)
+                optimizer.micro_step_id = 0
+                return None
+        self._engine.step()
+        found = self._engine.get_global_grad_norm() if norm is None else norm
+        return float(found) if found is not None and np.isfinite(float(found)) else None
+
+    def _skipped(self) -> Metrics:
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise RayalignError(
+                f"the gradient is not finite at optimiser step {self.steps_done}, for the {MAX_SKIPPED}. time in a row; the "
+                "weights are those before. Lower the learning rate, or look at the rows and rewards of these steps"
+            )
+        return {"num_skipped": Sum(1)}
 
 
 def frozen_reference(module: nn.Module, learner: LearnerConfig) -> Any:

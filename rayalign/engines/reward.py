@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from rayalign.data.pairs import FixedDraw, PairDraw
 from rayalign.engines.batching import concatenated_rows
 from rayalign.engines.learner import (
     Learner,
-    LossOutput,
     init_distributed,
     local_device,
     seed_everything,
 )
+from rayalign.engines.pair_step import PAIR_LOSSES, PairTerm, pair_step
 from rayalign.errors import RayalignError
-from rayalign.models.batch import TokenBatch
 from rayalign.models.reward import RewardModel
-from rayalign.objectives.reward import (
-    REWARD_LINKS,
-    margin_demo_minus_agent,
-    pair_accuracy_half_ties,
-    standardise,
-)
+from rayalign.objectives.reward import DIVERGENCES, joint_coefficients, preference_loss, standardise
 from rayalign.ports import RewardSetup
-from rayalign.telemetry.metrics import Last, Mean, Metrics, Sum, merge
+from rayalign.telemetry.metrics import Last, Metrics, Sum, merge
 from rayalign.types import Rollout, Scores, Sequences
 
 
@@ -37,10 +32,14 @@ class RewardEngine:
 
     def __init__(self, setup: RewardSetup) -> None:
         init_distributed()
-        self._setup, self._config = setup, setup.config
+        if setup.demonstrations is None:
+            raise RayalignError("the reward of the alternation needs demonstrations; none were given")
+        self._setup, self._config, self._demonstrations = setup, setup.config, setup.demonstrations
         self._device = local_device()
         self._random = np.random.default_rng([setup.seed, 1])
         self._replay: list[Sequences] = []
+        self._preferences = FixedDraw(*setup.preferences) if setup.preferences else None
+        self._loss = setup.loss or PAIR_LOSSES[setup.config.loss]
         self.version = 0
         self._start()
 
@@ -48,27 +47,30 @@ class RewardEngine:
         """One round of reward learning on (demonstration, sample) pairs; `version` advances by one.
 
         Negatives are these rollouts, replayed rounds as configured, and the stored ones; each pair shares its prompt.
+        Preferences come beside them. Without weight on demonstrations there need be no rollouts.
         """
         started = time.perf_counter()
         if self._config.start == "fresh" and self.version > 0:
             self._learner.close()
             self._start()
-        fresh = Sequences.concatenate([r.sequences for r in rollouts])
-        self._remember(fresh)
-        pairs = _Pairs(self._setup.demonstrations, [*self._replay, *self._setup.negatives])
-        steps = [
-            self._pair_step(pairs.draw(self._random, self._config.batch_size)) for _ in range(self._config.steps)
-        ]
+        fresh = Sequences.concatenate([r.sequences for r in rollouts]) if rollouts else None
+        demos = None
+        if self._config.demonstration_weight:
+            self._remember(fresh)
+            demos = PairDraw(self._demonstrations, [*self._replay, *self._setup.negatives])
+        steps = [self._step(demos) for _ in range(self._config.steps)]
         self.version += 1
         metrics = merge(steps[-max(1, len(steps) // 4) :])  # the end of the round, not its way there
         return metrics | self._fit_normaliser(fresh) | {"update_s": Sum(time.perf_counter() - started)}
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
-        """Normalised rewards of this rank's share of the samples, without gradients, in evaluation mode."""
-        return self.score_sequences(Sequences.concatenate([r.sequences for r in rollouts]))
+        """What the policy is paid for this rank's share of the samples: normalised, as the divergence has it."""
+        scores = self.score_sequences(Sequences.concatenate([r.sequences for r in rollouts]))
+        paid = DIVERGENCES[self._config.divergence](torch.from_numpy(scores.values))
+        return replace(scores, values=paid.numpy())
 
     def score_sequences(self, sequences: Sequences) -> Scores:
-        """As `score`, for stored sequences."""
+        """Normalised scores of this rank's share, the logit itself, without gradients, in evaluation mode."""
         rows, raw = self._raw(sequences)
         values = standardise(torch.from_numpy(raw), mean=self._reward.mean, std=self._reward.std)
         return Scores(rows, values.numpy(), self.version)
@@ -93,28 +95,38 @@ class RewardEngine:
             device=self._device,
         )
 
-    def _remember(self, fresh: Sequences) -> None:
+    def _remember(self, fresh: Sequences | None) -> None:
+        if fresh is None:
+            raise RayalignError("a reward that learns from demonstrations needs the policy's samples; none were given")
         kept = {"none": 0, "two_sets": 1, "cumulative": len(self._replay)}[self._config.replay]
         self._replay = [*self._replay[:kept], fresh]
 
-    def _pair_step(self, sequences: Sequences) -> Metrics:
-        """A step on [demo, agent, demo, agent, ...]: pairs stay together in a micro-batch."""
-        num_pairs = len(sequences) // 2
-        link = REWARD_LINKS[self._config.link]
+    def _step(self, demos: PairDraw | None) -> Metrics:
+        """One optimiser step on demonstration pairs and preferences together (AIHF eq. 5.1), each where it has weight."""
+        config, size = self._config, self._config.batch_size
+        parts = [(demos, "demo"), (self._preferences, "preference")]
+        drawn = {name: draw.draw(self._random, size) for draw, name in parts if draw is not None}
+        demo_factor, preference_factor = joint_coefficients(
+            demo_weight=config.demonstration_weight,
+            preference_weight=config.preference_weight,
+            num_demonstrations=len(self._demonstrations) if demos else 0,
+            num_preferences=len(self._preferences) if self._preferences else 0,
+            weighting=config.weighting,
+        )
+        terms = {
+            "demo": PairTerm(self._loss, demo_factor / size, ""),
+            "preference": PairTerm(self._preference_loss, preference_factor / size, "preference_"),
+        }
+        return pair_step(self._learner, [(terms[name], pairs) for name, pairs in drawn.items()])
 
-        def loss(model: Any, batch: TokenBatch) -> LossOutput:
-            scores = model(batch)
-            demo, agent = scores[0::2], scores[1::2]
-            loss_sum = link(demo, agent)
-            return LossOutput(loss_sum, _pair_metrics(float(loss_sum.detach()), demo.detach(), agent.detach()))
+    def _preference_loss(self, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+        return preference_loss(chosen, rejected, kappa=self._config.preference_temperature)
 
-        return self._learner.step(sequences, loss, denominator=num_pairs, group_size=2)
-
-    def _fit_normaliser(self, fresh: Sequences) -> Metrics:
+    def _fit_normaliser(self, fresh: Sequences | None) -> Metrics:
         """Sets the mean and deviation that scores are standardised by, from all ranks' raw scores."""
         if self._config.normalise == "none":
             return {}
-        reference = fresh if self._config.normalise == "samples" else self._setup.demonstrations
+        reference = fresh if self._config.normalise == "samples" and fresh else self._demonstrations
         raw = np.concatenate([part for _, part in self._learner.all_gather(self._raw(reference))])
         if not np.isfinite(raw).all():
             raise RayalignError("the reward model gives scores that are not finite; lower reward.optimizer.learning_rate")
@@ -123,38 +135,3 @@ class RewardEngine:
 
     def _raw(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
         return concatenated_rows(self._learner.map(sequences, lambda engine, batch: engine(batch)))
-
-
-class _Pairs:
-    """All (demonstration, sample) pairs that share a prompt, drawn evenly over demonstrations."""
-
-    def __init__(self, demonstrations: Sequences, sources: Sequence[Sequences]) -> None:
-        self._demonstrations = demonstrations
-        self._samples = Sequences.concatenate(sources)
-        self._of_prompt = _rows_by_prompt(self._samples.prompt_ids)
-        self._usable = np.flatnonzero(np.isin(demonstrations.prompt_ids, list(self._of_prompt)))
-        if not len(self._usable):
-            raise RayalignError("no sample answers the prompt of any demonstration; nothing to learn the reward from")
-
-    def draw(self, random: np.random.Generator, num_pairs: int) -> Sequences:
-        """[demo, agent, demo, agent, ...]: 2 * num_pairs sequences."""
-        demos = random.choice(self._usable, size=num_pairs, replace=num_pairs > len(self._usable))
-        ids = self._demonstrations.prompt_ids[demos]
-        agents = np.array([random.choice(self._of_prompt[int(i)]) for i in ids])
-        both = Sequences.concatenate([self._demonstrations.take(demos), self._samples.take(agents)])
-        return both.take(np.arange(2 * num_pairs).reshape(2, num_pairs).T.reshape(-1))
-
-
-def _rows_by_prompt(prompt_ids: np.ndarray) -> dict[int, np.ndarray]:
-    order = np.argsort(prompt_ids, kind="stable")
-    ids, starts = np.unique(prompt_ids[order], return_index=True)
-    return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
-
-
-def _pair_metrics(loss_sum: float, demo: torch.Tensor, agent: torch.Tensor) -> Metrics:
-    num = len(demo)
-    return {
-        "loss": Mean(loss_sum, num),
-        "pair_accuracy": Mean(float(pair_accuracy_half_ties(demo, agent)), num),
-        "margin_demo_minus_agent": Mean(float(margin_demo_minus_agent(demo, agent)), num),
-    }

@@ -31,7 +31,7 @@ class RewardModel(nn.Module):
     def __init__(self, classifier: Any, *, pooling: Pooling) -> None:
         super().__init__()
         self.lm = classifier
-        _head(classifier).__class__ = Float32Head  # the same weights under the same name
+        score_head(classifier).__class__ = Float32Head  # the same weights under the same name
         self.pooling = pooling
         self.mean = 0.0
         self.std = 1.0
@@ -45,7 +45,7 @@ class RewardModel(nn.Module):
             AutoModelForSequenceClassification, path, model, num_labels=1, new_weights=HEAD_WEIGHTS
         )
         check_causal(classifier, path)
-        head = _head(classifier)
+        head = score_head(classifier)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             noise = torch.randn(head.weight.shape, generator=generator)
@@ -81,7 +81,11 @@ class RewardModel(nn.Module):
             pooled = sums / batch.response_lengths.unsqueeze(-1)
         else:
             pooled = response[batch.response_lengths.cumsum(0) - 1]
-        return _head(self.lm)(pooled).squeeze(-1)
+        return score_head(self.lm)(pooled).squeeze(-1)
+
+    def scores(self, batch: TokenBatch) -> tuple[torch.Tensor, None]:
+        """As `forward`; a sequence reward has no rewards of single tokens."""
+        return self(batch), None
 
     def wire_weights(self) -> Iterator[WireWeight]:
         """Every weight under its checkpoint's name."""
@@ -103,7 +107,7 @@ class Float32Head(nn.Linear):
         return nn.functional.linear(input.float(), self.weight.float(), bias)
 
 
-def _head(classifier: Any) -> nn.Linear:
+def score_head(classifier: Any) -> nn.Linear:
     head = getattr(classifier, "score", None) or getattr(classifier, "classifier", None)
     if not isinstance(head, nn.Linear):
         raise UserError(f"{type(classifier).__name__} has no linear score head; use a decoder with one")

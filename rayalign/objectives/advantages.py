@@ -1,13 +1,14 @@
-"""Advantages from rewards of several responses to one prompt, without a critic.
+"""Advantages: from rewards of several responses to one prompt, or from rewards of tokens and a critic's values.
 
-Shapes: B sequences; group_ids[B] says which prompt a response answers, G is the size of a group (sizes may
-differ, order is free). Groups must be whole: compute advantages before a batch is split into micro-batches or
-over ranks.
+Shapes: B sequences, T = sum(lengths) tokens, flat and ragged; group_ids[B] says which prompt a response answers,
+G is the size of a group (sizes may differ, order is free). Groups must be whole: compute advantages before a
+batch is split into micro-batches or over ranks. Nothing here carries a gradient for tokens.
 """
 
 import torch
 from torch import Tensor
 
+from rayalign.objectives.segments import segment_ids
 from rayalign.objectives.sums import check_vectors
 
 
@@ -56,6 +57,64 @@ def batch_whiten(advantages: Tensor, *, eps: float = 1e-8) -> Tensor:
         return advantages
     centred = advantages.double() - advantages.double().mean()
     return (centred / (centred.square().mean().sqrt() + eps)).to(advantages.dtype)
+
+
+def rewards_to_go(token_rewards: Tensor, lengths: Tensor, *, gamma: float) -> Tensor:
+    """sum_k gamma^k r_{t+k} within the sequence: token_rewards[T], lengths[B] -> [T], no gradient.
+
+    The return of REINFORCE with rewards of tokens (AVA's dense rewards, paper 1 step (d) without a critic). With
+    gamma = 1 its first token holds the sequence's reward.
+
+    Example: token_rewards [1., 2., 4., 8.], lengths [3, 1], gamma 0.5 -> [3., 4., 4., 8.].
+    """
+    _check_share("gamma", gamma)
+    return _discounted_sums(token_rewards.detach().double(), lengths, decay=gamma).to(token_rewards.dtype)
+
+
+def generalised_advantages(
+    token_rewards: Tensor, values: Tensor, lengths: Tensor, *, gamma: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """GAE: token_rewards[T], values[T], lengths[B] -> (advantages[T], returns[T]), no gradient.
+
+    A_t = sum_k (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t, and returns = A + V, the critic's
+    targets. Source: Schulman et al. 2016, eq. 16; paper 1 step (d) with gamma 1, lambda 0.95. The value after the
+    last token is 0, also where the response was cut off without an end: what a cut costs is the reward's business
+    (missing_end_scores). values[t] belongs to the state BEFORE token t. Not whitened.
+
+    Example: token_rewards [0., 1.], values [0.5, 0.25], lengths [2], gamma 1, gae_lambda 0 -> advantages [-0.25,
+    0.75], returns [0.25, 1.].
+    """
+    _check_share("gamma", gamma)
+    _check_share("gae_lambda", gae_lambda)
+    check_vectors(token_rewards, values)
+    rewards, before = token_rewards.detach().double(), values.detach().double()
+    ids = segment_ids(lengths.to(values.device), num_tokens=values.numel())
+    goes_on = torch.zeros_like(before)
+    goes_on[:-1] = (ids[1:] == ids[:-1]).double()
+    deltas = rewards + gamma * before.roll(-1) * goes_on - before
+    advantages = _discounted_sums(deltas, lengths, decay=gamma * gae_lambda)
+    return advantages.to(values.dtype), (advantages + before).to(values.dtype)
+
+
+def _discounted_sums(terms: Tensor, lengths: Tensor, *, decay: float) -> Tensor:
+    """sum_k decay^k terms[t + k] within each sequence: terms[T], lengths[B] -> [T].
+
+    Sequences are laid side by side with their ends on row 0, so the loop is over the longest length only.
+    """
+    lengths = lengths.to(terms.device)
+    ids = segment_ids(lengths, num_tokens=terms.numel())
+    tokens_left = lengths.cumsum(0)[ids] - 1 - torch.arange(terms.numel(), device=terms.device)
+    longest = int(lengths.max()) if lengths.numel() else 0
+    table = terms.new_zeros(longest, lengths.numel())
+    table[tokens_left, ids] = terms
+    for row in range(1, longest):
+        table[row] += decay * table[row - 1]
+    return table[tokens_left, ids]
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
 def _centre_within_groups(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:

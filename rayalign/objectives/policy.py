@@ -1,4 +1,4 @@
-"""Rewards with a KL penalty, and policy-gradient losses without a critic.
+"""Rewards with a KL penalty, and the losses of a policy step; advantages come from advantages.py.
 
 Shapes: B sequences, T = sum(lengths) response tokens, flat and ragged (no padding, prompts excluded). Losses
 are SUMS over tokens. Log-probs are named by owner: policy_ (trained now), old_ (the policy that the samples
@@ -94,6 +94,46 @@ def clipped_policy_loss(
     return -weighted_sum(torch.minimum(free, clipped), weights), is_clipped.sum()
 
 
+def squared_advantage_loss(
+    policy_logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    scale: float,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """sum_t w_t (log(pi / pi_old) - A / scale)^2: three [T], weights[T] -> scalar sum.
+
+    Source: APA (Zhu et al. 2023), the policy step of the released code of paper 3 (loss "square", adv_coeff 10):
+    regression of the log-ratio onto the advantage instead of a clip. At pi = pi_old its gradient is 2 / scale times
+    that of policy_gradient_loss; its minimum is pi_old exp(A / scale), a Gibbs step of temperature `scale` around
+    the OLD policy, so `scale` is a trust region and not the beta of the KL to the reference. As in the paper, log Z is
+    left out: advantages that are not centred push all log-probs the same way.
+
+    Example: policy [-1.], old [-2.], advantages [5.], scale 10 -> 0.25.
+    """
+    if not scale > 0:
+        raise ValueError(f"scale must be above 0, got {scale}")
+    check_vectors(policy_logprobs, old_logprobs, advantages)
+    log_ratios = policy_logprobs - old_logprobs.detach()
+    return weighted_sum((log_ratios - advantages.detach() / scale).square(), weights)
+
+
+def kl_penalty_loss(policy_logprobs: Tensor, ref_logprobs: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """sum_t w_t (pi_ref / pi - 1 - log(pi_ref / pi)), WITH gradient: two [T], weights[T] -> scalar sum.
+
+    Source: GRPO (Shao et al. 2024) eq. 4, the KL inside its loss; the caller multiplies by beta. Its VALUE is an
+    unbiased estimate of KL(pi || pi_ref) for tokens sampled from pi, but its GRADIENT is, in expectation, that of
+    KL(pi_ref || pi) at the prefixes that were visited: the other direction, and blind to which prefixes pi visits.
+    Near pi = pi_ref the two agree to first order. The penalty whose gradient is that of KL(pi || pi_ref) is the one
+    in the reward, kl_penalised_rewards. Departure: log-ratios are held within +-20, so that no token can make the
+    loss infinite; beyond that its gradient is 0.
+
+    Example: policy [-1.], ref [-0.5] -> exp(0.5) - 1.5 = 0.1487.
+    """
+    return weighted_sum(_k3(policy_logprobs, ref_logprobs.detach()), weights)
+
+
 def kl_policy_to_ref_k1(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Per-token log(pi / pi_ref), for tokens sampled from the policy: two [T] -> [T], no gradient.
 
@@ -108,7 +148,11 @@ def kl_policy_to_ref_k3(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor
 
     For tokens sampled from the policy: unbiased for the same KL wherever the policy covers the reference;
     never negative, of lower variance near pi = pi_ref. Source: as above, k3. A metric only: differentiated as
-    a loss it gives the gradient of KL(pi_ref || pi), the other way.
+    a loss (kl_penalty_loss) it gives the gradient of KL(pi_ref || pi), the other way.
     """
-    log_ratios = paired_difference(ref_logprobs, policy_logprobs).detach()
+    return _k3(policy_logprobs, ref_logprobs).detach()
+
+
+def _k3(policy_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    log_ratios = paired_difference(ref_logprobs, policy_logprobs).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     return torch.expm1(log_ratios) - log_ratios

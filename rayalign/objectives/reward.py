@@ -6,13 +6,17 @@ count over all ranks. `weights[N]` are constants; they carry probabilities in ex
 source weights in training.
 """
 
+from collections.abc import Callable
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
-from rayalign.objectives.sums import paired_difference, weighted_sum
+from rayalign.objectives.sums import check_vectors, paired_difference, weighted_sum
+
+_MAX_LOGIT = 20.0  # 20 exp(20) = 1e10: still finite in float32 and bfloat16
 
 
 def bradley_terry_loss(demo_scores: Tensor, agent_scores: Tensor, *, weights: Tensor | None = None) -> Tensor:
@@ -55,6 +59,18 @@ def logistic_loss(scores: Tensor, is_demo: Tensor, *, weights: Tensor | None = N
     return -weighted_sum(logsigmoid(torch.where(is_demo, scores, -scores)), weights)
 
 
+def logistic_pair_loss(demo_scores: Tensor, agent_scores: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """logistic_loss on as many demos as samples: demo_scores[N], agent_scores[N], weights[N] -> scalar sum.
+
+    Source: paper 2 (AfD) eq. 2.3, negated, in the shape of the pair losses; a pair's weight holds for both sides.
+    The same optimum as bradley_terry_loss, without its free constant per prompt (T6, T21).
+
+    Example: demo [0.], agent [0.] -> 2 log 2.
+    """
+    check_vectors(demo_scores, agent_scores)
+    return -weighted_sum(logsigmoid(demo_scores) + logsigmoid(-agent_scores), weights)
+
+
 def preference_loss(
     chosen_scores: Tensor, rejected_scores: Tensor, *, kappa: float = 1.0, weights: Tensor | None = None
 ) -> Tensor:
@@ -66,24 +82,34 @@ def preference_loss(
     return -weighted_sum(logsigmoid(kappa * paired_difference(chosen_scores, rejected_scores)), weights)
 
 
-def joint_reward_loss(
-    demo_loss_sum: Tensor,
-    preference_loss_sum: Tensor,
+def joint_coefficients(
     *,
     demo_weight: float,
     preference_weight: float,
-    num_demo_pairs: int,
-    num_preference_pairs: int,
-) -> Tensor:
-    """w1 mean(demo pairs) + w2 mean(preference pairs): two scalar sums -> one scalar, already divided.
+    num_demonstrations: int,
+    num_preferences: int,
+    weighting: Literal["counts", "means"],
+) -> tuple[float, float]:
+    """Factors of the MEAN demo-pair loss and of the MEAN preference loss: two scalars, (for demos, for preferences).
 
-    Source: paper 5 (AIHF) eq. 5.1 and 5.2, negated. Counts are global (all ranks and micro-batches).
-    Departure from the released code, which averages over the concatenation, so that its balance moves with
-    the sizes of the two data sets: here each source has its own mean (T38). w2 = 0 is RFT (T18), w1 = 0 the
-    usual preference reward. A source of no pairs adds nothing.
+    Source: paper 5 (AIHF) eq. 5.1 and 5.2, negated. |D| and |P| are the rows of the two data sets, not of a batch.
+    "counts": w1 |D| / (|D| + |P|) and w2 |P| / (|D| + |P|), that is, the sums of both log-likelihoods divided once,
+    as in the released code, which averages over the concatenation. With w1 = w2 this is the maximum-likelihood
+    estimate from all rows: each tells as much as another, so the larger set counts for more (T37). A source of no
+    rows adds nothing, and |P| = 0 gives exactly w1.
+    "means": w1 and w2, whatever the counts: the balance stays when a data set grows (T38).
+    w2 = 0 is RFT (T18), w1 = 0 the usual preference reward (T35).
+
+    Example: weights 1 and 1, 30 demonstrations, 10 preferences -> counts (0.75, 0.25), means (1., 1.).
     """
-    demo_term = demo_weight * demo_loss_sum / max(num_demo_pairs, 1)
-    return demo_term + preference_weight * preference_loss_sum / max(num_preference_pairs, 1)
+    if weighting == "means":
+        return demo_weight, preference_weight
+    if weighting != "counts":
+        raise ValueError(f"weighting is {weighting!r}: choose one of ['counts', 'means']")
+    if min(num_demonstrations, num_preferences) < 0:
+        raise ValueError(f"counts cannot be negative: {num_demonstrations} and {num_preferences}")
+    total = max(num_demonstrations + num_preferences, 1)
+    return demo_weight * (num_demonstrations / total), preference_weight * (num_preferences / total)
 
 
 def pair_accuracy(demo_scores: Tensor, agent_scores: Tensor) -> Tensor:
@@ -116,4 +142,43 @@ def standardise(scores: Tensor, *, mean: float, std: float) -> Tensor:
     return (scores - mean) / std
 
 
-REWARD_LINKS = MappingProxyType({"bradley_terry": bradley_terry_loss, "linear": linear_irl_loss})
+def _reverse_kl_reward(logits: Tensor) -> Tensor:
+    return logits
+
+
+def _jensen_shannon_reward(logits: Tensor) -> Tensor:
+    return logsigmoid(logits)
+
+
+def _jensen_shannon_softplus_reward(logits: Tensor) -> Tensor:
+    return softplus(logits)
+
+
+def _forward_kl_reward(logits: Tensor) -> Tensor:
+    logits = logits.clamp(-_MAX_LOGIT, _MAX_LOGIT)
+    return -logits * logits.exp()
+
+
+def _forward_kl_exp_reward(logits: Tensor) -> Tensor:
+    return logits.clamp(-_MAX_LOGIT, _MAX_LOGIT).exp()
+
+
+PAIR_LOSSES: MappingProxyType[str, Callable[..., Tensor]] = MappingProxyType(
+    {"bradley_terry": bradley_terry_loss, "linear": linear_irl_loss, "logistic": logistic_pair_loss}
+)
+
+# What the policy is paid, from a discriminator's logits h[B] -> rewards[B], named by the divergence between policy
+# and demonstrator. Source: paper 2 (AfD) eq. 2.4 and its table: AIRL h; GAIL log D and -log(1 - D); FAIRL -h exp(h).
+# With h at its optimum log(pi_E / pi) the expected reward is -KL(pi || pi_E) for AIRL and -KL(pi_E || pi) for FAIRL.
+# But a policy gradient holds rewards fixed, and then FAIRL's points AWAY from the demonstrator (T24): it is here as
+# published, for measuring. `forward_kl_exp`, exp(h), is f*(T) of the table's general row: its policy gradient is the
+# forward KL's, exactly. Both of these hold h within +-20, so that they stay finite.
+DIVERGENCES: MappingProxyType[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "reverse_kl": _reverse_kl_reward,
+        "jensen_shannon": _jensen_shannon_reward,
+        "jensen_shannon_softplus": _jensen_shannon_softplus_reward,
+        "forward_kl": _forward_kl_reward,
+        "forward_kl_exp": _forward_kl_exp_reward,
+    }
+)

@@ -16,8 +16,10 @@ from typing import Literal
 from rayalign.actors.plan import make_plan
 from rayalign.config.base import stage_reference
 from rayalign.config.data import DataSource
+from rayalign.config.loops import LoopStage, RlStage
 from rayalign.config.run import RunConfig
-from rayalign.config.stages import EvaluateStage, IrlStage, SampleStage, SftStage, Stage
+from rayalign.config.stage_base import Input
+from rayalign.config.stages import SftStage, Stage
 from rayalign.data.sources import could_be_hub_name
 from rayalign.errors import UserError
 from rayalign.preflight.folders import (
@@ -31,6 +33,7 @@ from rayalign.preflight.folders import (
 from rayalign.preflight.rows import MAX_ROWS_READ, first_rows, too_few_prompts
 
 MIN_FREE_BYTES = 200 * 2**20
+LOG_RATIO = "log_ratio.json"  # a reward that is two policies: see models.rewards
 
 State = Literal["ok", "made", "download", "missing"]
 
@@ -45,20 +48,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.text}" if self.key else self.text
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What a stage reads: rows of a kind, a model, or stored samples. `key` is where the config says it."""
-
-    key: str
-    kind: str  # demonstrations, prompts, preferences, model, samples
-    source: DataSource | str | None
-
-    @property
-    def location(self) -> str | None:
-        """A path, a hub name or a reference."""
-        return self.source.path if isinstance(self.source, DataSource) else self.source
 
 
 def check_run(config: RunConfig, stages: Sequence[Stage], *, learned_reward: bool = True) -> None:
@@ -89,10 +78,13 @@ def _examine(config: RunConfig, stages: Sequence[Stage], learned_reward: bool) -
         yield Finding("", "missing", str(error))
     for stage in stages:
         earlier = [s.name for s in config.stages[: config.stages.index(stage)]]
-        for need in needs_of(config, stage):
-            if learned_reward or not need.key.endswith(".reward.init"):
-                yield _look(config, stage, need, earlier)
-        too_few = too_few_prompts(config, stage) if isinstance(stage, IrlStage) else None
+        for key, needed in needs_of(config, stage).items():
+            if learned_reward or not key.endswith(".reward.init"):
+                yield _look(config, stage, key, needed, earlier)
+        if isinstance(stage, RlStage) and stage.reward is None and learned_reward:
+            key = f"stages.{stage.name}.reward"
+            yield Finding(key, "missing", f"stage {stage.name} needs a reward: set {key}, or pass train(reward=...)")
+        too_few = too_few_prompts(config, stage) if isinstance(stage, LoopStage) else None
         if too_few:
             yield Finding(f"stages.{stage.name}.improve.prompts_per_step", "missing", too_few)
         if stage.kind != "planted":
@@ -100,66 +92,33 @@ def _examine(config: RunConfig, stages: Sequence[Stage], learned_reward: bool) -
     yield from _packages(config)
 
 
-def needs_of(config: RunConfig, stage: Stage) -> Iterator[Need]:
-    """What a stage reads, from its own settings or from those that stages share."""
-    own, data = f"stages.{stage.name}", config.data
-    match stage:
-        case SftStage():
-            yield _rows("demonstrations", (f"{own}.data", stage.data), ("data.demonstrations", data.demonstrations))
-            if stage.data is None:
-                yield from _heldout(config)
-            if stage.policy:
-                yield Need(f"{own}.policy", "model", stage.policy)
-            elif stage.scratch is None:
-                yield Need("model.path", "model", config.model.path)
-        case SampleStage():
-            shared = (("data.prompts", data.prompts), ("data.demonstrations", data.demonstrations))
-            yield _rows("prompts", (f"{own}.prompts", stage.prompts), *shared)
-            yield Need(f"{own}.policy", "model", stage.policy)
-        case IrlStage():
-            yield _rows("demonstrations", ("data.demonstrations", data.demonstrations))
-            yield from _heldout(config)
-            if data.prompts:
-                yield Need("data.prompts", "prompts", data.prompts)
-            yield Need(f"{own}.policy", "model", stage.policy)
-            yield Need(f"{own}.reward.init", "model", stage.reward.init)
-            for number, location in enumerate(stage.reward.negatives):
-                yield Need(f"{own}.reward.negatives.{number}", "samples", location)
-        case EvaluateStage():
-            yield _rows("prompts", (f"{own}.prompts", stage.prompts), ("data.prompts", data.prompts))
-            yield from (Need(f"{own}.models.{name}", "model", path) for name, path in stage.models.items())
-            if stage.reward:
-                yield Need(f"{own}.reward", "model", stage.reward)
-            if stage.preferences:
-                yield Need(f"{own}.preferences", "preferences", stage.preferences)
+def needs_of(config: RunConfig, stage: Stage) -> dict[str, Input]:
+    """What a stage reads, by the key of the config that says where: its own settings, and those that stages share."""
+    found = {f"stages.{stage.name}.{key}": needed for key, needed in stage.inputs().items()}
+    found |= stage.shared_inputs(config.data)
+    if isinstance(stage, SftStage) and stage.policy is None and stage.scratch is None:
+        found["model.path"] = Input("model", config.model.path)
+    return found
 
 
-def _heldout(config: RunConfig) -> Iterator[Need]:
-    if config.data.heldout_demonstrations:
-        yield Need("data.heldout_demonstrations", "demonstrations", config.data.heldout_demonstrations)
-
-
-def _rows(kind: str, *places: tuple[str, DataSource | None]) -> Need:
-    """The first of these settings that is set; else the last one, as the one to set."""
-    key, source = next(((k, s) for k, s in places if s is not None), places[-1])
-    return Need(key, kind, source)
-
-
-def _look(config: RunConfig, stage: Stage, need: Need, earlier: list[str]) -> Finding:
-    if need.location is None:
-        return Finding(need.key, "missing", f"stage {stage.name} needs {need.kind}: set {need.key}")
-    made = _made(need.key, need.location, stage, earlier)
+def _look(config: RunConfig, stage: Stage, key: str, needed: Input, earlier: list[str]) -> Finding:
+    location = needed.location
+    if location is None:
+        return Finding(key, "missing", f"stage {stage.name} needs {needed.kind}: set {key}")
+    made = _made(key, location, stage, earlier)
     if made:
         return made
-    if isinstance(need.source, DataSource):
-        return _data(need.key, need.kind, need.source)
-    if need.kind == "samples":
-        there = Path(need.location).expanduser().is_file()
-        text = need.location if there else f"{need.location}: no such file; check the path, or sample them in a stage"
-        return Finding(need.key, "ok" if there else "missing", text)
-    problem = check_model(need.location, config.model)
-    problem = problem or check_vocabulary(need.location, _tokenizer_of(config), config.data.chat_template)
-    return _judged(need.key, need.location, problem)
+    if isinstance(needed.source, DataSource):
+        return _data(key, needed.kind, needed.source)
+    if needed.kind == "samples":
+        there = Path(location).expanduser().is_file()
+        text = location if there else f"{location}: no such file; check the path, or sample them in a stage"
+        return Finding(key, "ok" if there else "missing", text)
+    if needed.kind == "reward" and (Path(location).expanduser() / LOG_RATIO).is_file():
+        return Finding(key, "ok", location)
+    problem = check_model(location, config.model)
+    problem = problem or check_vocabulary(location, _tokenizer_of(config), config.data.chat_template)
+    return _judged(key, location, problem)
 
 
 def _made(key: str, location: str, stage: Stage, earlier: list[str]) -> Finding | None:

@@ -10,15 +10,15 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rayalign.actors.plan import make_plan
 from rayalign.config.base import stage_reference
+from rayalign.config.loops import LoopStage
 from rayalign.config.run import RunConfig
-from rayalign.config.stages import IrlStage, SftStage
+from rayalign.config.stages import SftStage, Stage
 
 GIB = 2**30
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -60,7 +60,7 @@ def group_memory(config: RunConfig) -> list[GroupMemory]:
     """The groups' memory for their largest model; groups whose models are not here yet are left out."""
     plan, learner, dtype = make_plan(config.placement), config.learner, config.model.dtype
     policy, reward = _largest(config, "policy"), _largest(config, "reward")
-    keeps_reference = any(isinstance(s, IrlStage) and s.improve.kl_coef > 0 for s in config.stages)
+    keeps_reference = any(isinstance(s, LoopStage) and s.improve.kl_coef > 0 for s in config.stages)
     found = []
     if policy:
         ranks = plan.groups["policy"].num_workers
@@ -87,10 +87,9 @@ def saved_gib(config: RunConfig) -> float:
     """What the run's model folders take on the disk: each is written beside the one that it replaces."""
     num_bytes, largest = 0, 0
     for stage in config.stages:
-        kinds = {"sft": ("policy",), "irl": ("policy", "reward")}.get(stage.kind, ())
         sizes = [
-            (num_parameters(config, f"stage:{stage.name}/{kind}") or 0) * WEIGHT_BYTES[config.model.dtype]
-            for kind in kinds
+            (num_parameters(config, f"stage:{stage.name}/{role}") or 0) * WEIGHT_BYTES[config.model.dtype]
+            for role in stage.trains()
         ]
         num_bytes += sum(sizes)
         largest = max(largest, sum(sizes))
@@ -115,24 +114,18 @@ def num_parameters(config: RunConfig, location: str, *, asked: frozenset[str] = 
         if stage.scratch is not None:
             return None if "vocab_size" not in stage.scratch else _of_architecture(stage.scratch)
         return num_parameters(config, stage.policy or config.model.path, asked=asked)
-    if isinstance(stage, IrlStage):
-        start = stage.policy if reference[1] == "policy" else stage.reward.init
-        return num_parameters(config, start, asked=asked)
-    return None
+    start = _trained(stage).get(reference[1]) if stage else None
+    return None if start is None else num_parameters(config, start, asked=asked)
 
 
 def _largest(config: RunConfig, role: str) -> int:
     """Parameters of the largest model that a group trains; 0 if none is known."""
-    locations = (location for stage in config.stages for kind, location in _trained(stage) if kind == role)
+    locations = (location for stage in config.stages for kind, location in _trained(stage).items() if kind == role)
     return max((num_parameters(config, location) or 0 for location in locations), default=0)
 
 
-def _trained(stage: object) -> Iterator[tuple[str, str]]:
-    if isinstance(stage, SftStage):
-        yield "policy", f"stage:{stage.name}/policy"
-    if isinstance(stage, IrlStage):
-        yield "policy", stage.policy
-        yield "reward", stage.reward.init
+def _trained(stage: Stage) -> dict[str, str]:
+    return {str(role): location for role, location in stage.trains().items()}
 
 
 def _training(num: int, dtype: str, zero_stage: int, ranks: int, *, adapter: bool = False) -> dict[str, float]:

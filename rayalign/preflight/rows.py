@@ -11,9 +11,12 @@ import numpy as np
 
 from rayalign.config.base import stage_reference
 from rayalign.config.data import DataSource
+from rayalign.config.loops import LoopStage
 from rayalign.config.run import RunConfig
-from rayalign.config.stages import IrlStage, PlantedStage
+from rayalign.config.stages import PlantedStage
 from rayalign.data import shapes
+from rayalign.data.files import read_file
+from rayalign.data.samples import is_sample_file, stored_samples
 from rayalign.data.sources import read_rows
 from rayalign.data.splits import split_heldout
 from rayalign.data.tally import Tally
@@ -33,11 +36,15 @@ SHAPES: dict[str, Callable[..., Iterable[Any]]] = {
 
 def first_rows(kind: str, source: DataSource) -> Iterator[Any] | None:
     """At most MAX_ROWS_READ rows of a kind; None where no row can be read quickly. Raises UserError for what is wrong."""
+    path = Path(source.path).expanduser()
+    if kind == "demonstrations" and _is_quick(source) and is_sample_file(path):
+        samples = islice(stored_samples(read_file(path)), min(source.limit or MAX_ROWS_READ, MAX_ROWS_READ))
+        return (row for _, row in samples if row["ended"])
     rows = SHAPES[kind](read_rows(source, resolve=str), tally=Tally())  # told by the stage that reads all of them
     return (row for _, row in islice(rows, MAX_ROWS_READ)) if _is_quick(source) else None
 
 
-def too_few_prompts(config: RunConfig, stage: IrlStage) -> str | None:
+def too_few_prompts(config: RunConfig, stage: LoopStage) -> str | None:
     """What to do about prompts that do not fill one step; None where they do, or cannot be counted yet."""
     kind = "prompts" if config.data.prompts else "demonstrations"
     source = config.data.prompts or config.data.demonstrations
@@ -83,7 +90,12 @@ def _ids_of_file(kind: str, source: DataSource) -> np.ndarray:
         return NOT_COUNTED  # told where the data itself is looked at
     if len(rows) == MAX_ROWS_READ:
         return NOT_COUNTED
-    return np.arange(len(rows)) if kind == "prompts" else prompt_ids(row.prompt for row in rows)
+    return np.arange(len(rows)) if kind == "prompts" else prompt_ids(_prompt(row) for row in rows)
+
+
+def _prompt(row: Any) -> Any:
+    """What tells the prompt of a demonstration, or of a stored sample, from others."""
+    return tuple(row["prompt_tokens"]) if isinstance(row, dict) else row.prompt
 
 
 def _is_quick(source: DataSource) -> bool:

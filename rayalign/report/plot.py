@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from rayalign.report.results import Results, title
 
 # Okabe and Ito's colours, which people with any colour vision tell apart
-_COLOURS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_INK = "#333333"
-_DPI = 150
+COLOURS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+INK = "#333333"
+DPI = 150
 _FEW = 12  # points, such as one a round, that would not be seen as a line
 _SHARES = (-0.04, 1.04)  # 0 and 1 are values too, and their points are to be seen whole
 _DODGE = 0.006  # between models at one temperature, so that their error bars do not lie on each other
@@ -69,7 +69,7 @@ def plot_run(metrics_jsonl: Path, results: Mapping[str, Any] | None, out: Path) 
     panels = [panel for panel in _PANELS if any(name in curves.points for name in panel.metrics)]
     if quantity is None and not panels:
         return None
-    figure = Figure(figsize=(11 if quantity and panels else 6, 5.8), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(11 if quantity and panels else 6, 5.8), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     left: FigureBase = figure
     right: FigureBase = figure
@@ -141,7 +141,7 @@ def _draw_temperatures(axes: Axes, read: Results, quantity: str) -> None:
             [t + shift for t in curve],
             [e.mean for e in curve.values()],
             yerr=[below, above],
-            color=_COLOURS[place % len(_COLOURS)],
+            color=COLOURS[place % len(COLOURS)],
             marker="o",
             markersize=5,
             linewidth=1.8,
@@ -149,17 +149,17 @@ def _draw_temperatures(axes: Axes, read: Results, quantity: str) -> None:
             label=title(model),
         )
     if quantity == "golden" and read.expert_golden is not None:
-        axes.axhline(read.expert_golden, color=_INK, linestyle="--", linewidth=1.2, label="demonstrator")
+        axes.axhline(read.expert_golden, color=INK, linestyle="--", linewidth=1.2, label="demonstrator")
     axes.set_xticks(sorted(read.temperatures))
     axes.set_xlim(min(read.temperatures) - 0.05, max(read.temperatures) + 0.05)
     axes.set_xlabel("sampling temperature")
     axes.set_ylabel(
         "golden reward (0 to 1, mean, 95% interval)" if quantity == "golden" else "learned reward (mean, 95% interval)"
     )
-    axes.set_title("Held-out prompts", loc="left", color=_INK)
+    axes.set_title("Held-out prompts", loc="left", color=INK)
     if quantity == "golden":
         axes.set_ylim(*_SHARES)
-    _finish(axes)
+    finish(axes)
     handles, labels = axes.get_legend_handles_labels()
     # matplotlib puts plain lines before those with error bars
     order = sorted(range(len(labels)), key=lambda i: labels[i] == "demonstrator")
@@ -184,14 +184,14 @@ def _draw_curves(column: Sequence[Axes], panels: Sequence[_Panel], curves: Curve
             if points:
                 marker = "o" if len(points) <= _FEW else ""
                 (line,) = axes.plot(
-                    list(points), list(points.values()), color=_COLOURS[1 + place], label=label
+                    list(points), list(points.values()), color=COLOURS[1 + place], label=label
                 )
                 line.set(linewidth=1.6, marker=marker, markersize=4)
         axes.set_ylabel(panel.ylabel)
         if panel.limits:
             axes.set_ylim(*panel.limits)
-        _finish(axes)
-    column[0].set_title("The alternation", loc="left", color=_INK)
+        finish(axes)
+    column[0].set_title("The alternation", loc="left", color=INK)
     column[-1].set_xlabel("policy step" + (" (dotted: a new round)" if curves.round_starts else ""))
     column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -212,7 +212,7 @@ def _explain_curves(figure: FigureBase, column: Sequence[Axes], panels: Sequence
             )
 
 
-def _finish(axes: Axes) -> None:
+def finish(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -15,7 +15,7 @@ from rayalign.config.base import stage_reference
 from rayalign.config.run import RunConfig
 from rayalign.data.template import Template, load_tokenizer
 from rayalign.errors import UserError
-from rayalign.ports import Fleet, RewardSetup, RewardWorker, RolloutWorker, SamplerSetup, Workers
+from rayalign.ports import Fleet, PairLossFn, RewardSetup, RewardWorker, RolloutWorker, SamplerSetup, Workers
 from rayalign.stages.groups import RolloutGroup
 from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
@@ -28,6 +28,8 @@ class Components:
     rollout: Callable[[SamplerSetup], RolloutWorker]
     reward: Callable[[RewardSetup], RewardWorker]
     reward_learns: bool = True  # a fixed reward is spared the samples that it would learn from
+    reward_loss: PairLossFn | None = None  # in the place of `loss` in the stages that learn a reward from pairs
+    implicit_loss: PairLossFn | None = None  # in the place of `demonstrations.loss` in `implicit` stages
 
 
 @dataclass

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import numpy as np
 
-from rayalign.config.stages import EvaluateStage
-from rayalign.engines.scorer import RewardScorer
+from rayalign.config.selection import EvaluateStage
 from rayalign.errors import DataError
 from rayalign.evaluate.statistics import mean_interval, proportion_interval
-from rayalign.ports import ScorerSetup
+from rayalign.stages.answerers import ByTemperature, answers, check_answerers
 from rayalign.stages.context import RunContext, write_json, written_aside
 from rayalign.stages.golden import golden_attributes, golden_expert, golden_scores, rank_accuracy
 from rayalign.stages.groups import RewardGroup
-from rayalign.stages.inputs import load_preferences, load_prompts, locate_model
+from rayalign.stages.inputs import load_preferences, load_prompts
+from rayalign.stages.scoring import scorer
 from rayalign.types import Sequences, TokenizedPrompts
-
-SEED_OFFSET = 10_000  # evaluation never repeats the random numbers of training
 
 
 def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
@@ -28,51 +27,26 @@ def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
         raise DataError(f"stage {stage.name} needs prompts: set its prompts, or data.prompts")
     prompts = load_prompts(context, source, room=stage.sampling.max_new_tokens, limit=stage.num_prompts)
     samples = _sample_all(context, stage, prompts)
-    with context.progress.stage(f"{stage.name}: scoring"):
-        reward = _start_scorer(context, stage)
-        try:
-            results = _results(context, stage, samples, reward)
-        finally:
-            if reward is not None:
-                reward.workers.close()
+    judge = scorer(context, stage.reward) if stage.reward else contextlib.nullcontext()
+    with context.progress.stage(f"{stage.name}: scoring"), judge as reward:
+        results = _results(context, stage, samples, reward)
     folder = context.stage_folder(stage.name)
     with written_aside(folder / "samples.jsonl") as path:
         path.write_text("".join(_lines(context, samples)), encoding="utf-8")
     write_json(folder / "results.json", results)
 
 
-Samples = dict[str, dict[float, Sequences]]  # by model, by temperature
+Samples = dict[str, ByTemperature]  # by model
 
 
 def _sample_all(context: RunContext, stage: EvaluateStage, prompts: TokenizedPrompts) -> Samples:
-    samples: Samples = {}
+    check_answerers(context, stage.models)
     total = len(stage.models) * len(stage.temperatures)
-    paths = {name: locate_model(context, location) for name, location in stage.models.items()}
-    first = context.rollout_group(next(iter(paths.values())))
     with context.progress.stage(stage.name, total=total, unit="sample set") as bar:
-        for number, (name, path) in enumerate(paths.items()):
-            group = first if number == 0 else context.rollout_group(path)
-            samples[name] = {}
-            for temperature in stage.temperatures:
-                sampling = stage.sampling.model_copy(update={"temperature": temperature})
-                # The same random numbers for every model: differences between models are paired.
-                rollouts = group.generate(
-                    prompts, sampling, num_per_prompt=stage.num_per_prompt, seed=context.config.seed + SEED_OFFSET
-                )
-                samples[name][temperature] = group.fetch(rollouts).sequences
-                bar.update(advance=1)
-    return samples
-
-
-def _start_scorer(context: RunContext, stage: EvaluateStage) -> RewardGroup | None:
-    if stage.reward is None:
-        return None
-    setup = ScorerSetup(
-        locate_model(context, stage.reward),
-        context.config.model.model_copy(update={"lora": None}),
-        context.config.learner,
-    )
-    return RewardGroup(context.fleet.start("reward", RewardScorer, [setup] * context.fleet.num_workers("reward")))
+        return {
+            name: answers(context, stage, model, prompts, lambda: bar.update(advance=1))
+            for name, model in stage.models.items()
+        }
 
 
 def _results(

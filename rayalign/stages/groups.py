@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rayalign.config.stages import SamplingConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.errors import SyncError
 from rayalign.ports import Pending, PolicyWorker, RewardWorker, RolloutWorker, Workers
 from rayalign.telemetry.metrics import Metrics
@@ -121,24 +121,20 @@ class RewardGroup:
         _on_all(self.workers, _save, (folder,), "save the reward")
 
 
-class PolicyGroup:
-    """Improves the policy and sends it to the samplers, checking what arrived."""
+class TrainedGroup:
+    """A policy under training: sends it to the samplers, checking what arrived."""
 
-    def __init__(self, workers: Workers[PolicyWorker], rollout: RolloutGroup) -> None:
+    def __init__(self, workers: Workers[Any], rollout: RolloutGroup | None) -> None:
         self.workers = workers
         self.version = 0
         self._rollout = rollout
         self._digest = ""
         self._unmoved = 0
 
-    def improve(self, rollouts: StoredRollouts, scores: StoredScores) -> Metrics:
-        """One update; `version` advances by one."""
-        metrics = _on_all(self.workers, _improve, (rollouts, scores), f"policy update v{self.version}")[0]
-        self.version += 1
-        return metrics
-
     def sync(self) -> None:
         """Sends the weights to all replicas. Raises SyncError unless each reports this version and these weights."""
+        if self._rollout is None:
+            raise SyncError("there are no samplers to send the policy to")
         self._rollout.wake_up()
         sent: WeightReport = _on_all(self.workers, _sync, (), f"sync v{self.version}")[0]
         reports = self._rollout.reports()
@@ -178,6 +174,34 @@ class PolicyGroup:
     def save(self, folder: str) -> None:
         """Writes the policy."""
         _on_all(self.workers, _save, (folder,), "save the policy")
+
+
+class PolicyGroup(TrainedGroup):
+    """Improves the policy on scored samples."""
+
+    def improve(self, rollouts: StoredRollouts, scores: StoredScores) -> Metrics:
+        """One update; `version` advances by one."""
+        metrics = _on_all(self.workers, _improve, (rollouts, scores), f"policy update v{self.version}")[0]
+        self.version += 1
+        return metrics
+
+    def start_critic(self, path: str) -> None:
+        """The critic begins anew from a model's folder."""
+        _on_all(self.workers, _start_critic, (path,), "start the critic")
+
+
+class ImplicitGroup(TrainedGroup):
+    """Takes steps on the policy's implicit reward."""
+
+    def begin_round(self, round_number: int, rows: np.ndarray, rollouts: StoredRollouts) -> int:
+        """Hands over the round's demonstrations (by row) and samples; how many steps the round has."""
+        return _on_all(self.workers, _begin_round, (round_number, rows, rollouts), "begin a round")[0]
+
+    def fit_step(self, rollouts: StoredRollouts) -> Metrics:
+        """One step; `version` advances by one."""
+        metrics = _on_all(self.workers, _fit_step, (rollouts,), f"policy update v{self.version}")[0]
+        self.version += 1
+        return metrics
 
 
 def _on_all(workers: Workers[Any], method: Any, arguments: tuple[Any, ...], phase: str) -> list[Any]:
@@ -223,6 +247,18 @@ def _score_sequences(worker: RewardWorker, sequences: Sequences) -> Scores:
 
 def _improve(worker: PolicyWorker, rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> Any:
     return worker.improve(rollouts, scores)
+
+
+def _begin_round(worker: Any, round_number: int, rows: np.ndarray, rollouts: Sequence[Rollout]) -> int:
+    return int(worker.begin_round(round_number, rows, rollouts))
+
+
+def _fit_step(worker: Any, rollouts: Sequence[Rollout]) -> Any:
+    return worker.fit_step(rollouts)
+
+
+def _start_critic(worker: PolicyWorker, path: str) -> None:
+    worker.start_critic(path)
 
 
 def _sync(worker: PolicyWorker) -> WeightReport:

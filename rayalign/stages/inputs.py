@@ -13,6 +13,7 @@ from rayalign.config.data import DataSource
 from rayalign.data import shapes
 from rayalign.data.files import Place, read_file
 from rayalign.data.hub import quiet_hub
+from rayalign.data.samples import is_sample_file, read_samples
 from rayalign.data.sources import read_rows
 from rayalign.data.splits import split_heldout
 from rayalign.data.tally import Tally
@@ -21,7 +22,7 @@ from rayalign.data.tokenize import tokenize_demonstrations, tokenize_preferences
 from rayalign.data.vocabulary import Vocabulary, read_vocabulary, scratch_problem, vocabulary_problem
 from rayalign.errors import ConfigError, DataError, UserError
 from rayalign.stages.context import RunContext
-from rayalign.types import Ragged, Sequences, TokenizedPrompts
+from rayalign.types import Sequences, TokenizedPrompts
 
 Row = TypeVar("Row")
 
@@ -77,7 +78,9 @@ def tell(context: RunContext, source: DataSource, tally: Tally, more: str = "") 
 
 
 def sequences_of(context: RunContext, source: DataSource) -> Sequences:
-    """Rows with a prompt and a response, as sequences."""
+    """Rows with a prompt and a response, as sequences; stored samples by their tokens, as they were drawn."""
+    if is_sample_file(path := Path(context.locate(source.path))):
+        return _samples_that_ended(context, source, path)
     rows, places, tally = _read(context, source, shapes.demonstrations)
     room = context.config.response_room
     sequences = tokenize_demonstrations(
@@ -107,20 +110,8 @@ def load_preferences(context: RunContext, source: DataSource) -> tuple[Sequences
 
 
 def load_samples(path: str) -> Sequences:
-    """Samples that a `sample` stage stored, by their tokens."""
-    rows = []
-    for place, row in read_file(Path(path)):
-        if not {"prompt_tokens", "response_tokens", "ended"} <= row.keys():
-            raise DataError(f"{place}: not a sample that a sample stage stored (no tokens); name its samples.jsonl")
-        rows.append(row)
-    if not rows:
-        raise DataError(f"{path}: holds no samples; sample some, or name another file")
-    return Sequences(
-        tokens=Ragged.from_list([row["prompt_tokens"] + row["response_tokens"] for row in rows]),
-        prompt_lengths=np.array([len(row["prompt_tokens"]) for row in rows], dtype=np.int64),
-        prompt_ids=np.arange(len(rows)),
-        ended=np.array([row["ended"] for row in rows], dtype=bool),
-    )
+    """Samples that a `sample` or `best_of_n` stage stored, by their tokens."""
+    return read_samples(Path(path))
 
 
 def with_shared_ids(parts: list[Sequences]) -> list[Sequences]:
@@ -137,6 +128,36 @@ def matched_to(demonstrations: Sequences, samples: Sequences) -> Sequences:
     """The samples that answer a demonstration's prompt, with its id."""
     _, samples = with_shared_ids([demonstrations, samples])
     return samples.take(np.flatnonzero(np.isin(samples.prompt_ids, demonstrations.prompt_ids)))
+
+
+def _samples_that_ended(context: RunContext, source: DataSource, path: Path) -> Sequences:
+    """Stored samples to learn from: what was cut at the limit would teach not to end."""
+    samples, tally = read_samples(path, limit=source.limit), Tally()
+    _check_tokenizer(context, source, path)
+    fits = samples.tokens.lengths <= context.config.model.max_length
+    if not fits.all() and context.config.data.overlong == "error":
+        longest, limit = int(samples.tokens.lengths.max()), context.config.model.max_length
+        raise DataError(
+            f"{source.path}: a sample of {longest} tokens, over max_length {limit}; raise model.max_length, or set "
+            "data.overlong to drop"
+        )
+    for row in np.flatnonzero(~samples.ended | ~fits):
+        reason = "too long" if samples.ended[row] else "sample that did not end"
+        tally.leave_out(reason, f"{path.name}: sample {row + 1}")
+    kept = samples.take(np.flatnonzero(samples.ended & fits))
+    tally.num_used = len(kept)
+    if not len(kept):
+        raise DataError(f"{source.path}: no row is left ({tally}); raise sampling.max_new_tokens where it was drawn")
+    tell(context, source, tally)
+    return with_shared_ids([kept])[0]
+
+
+def _check_tokenizer(context: RunContext, source: DataSource, path: Path) -> None:
+    """Raises DataError for samples whose tokens do not read as their text: another tokenizer made them."""
+    _, first = next(read_file(path))
+    text = context.template().decode_prompt(first["prompt_tokens"])
+    if first.get("prompt", text) != text:
+        raise DataError(f"{source.path}: drawn with another tokenizer than the run's; sample again with this one")
 
 
 def _own_vocabulary(path: str, *, trust_remote_code: bool) -> Vocabulary | None:

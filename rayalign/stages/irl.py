@@ -11,26 +11,26 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rayalign.config.stages import IrlStage
+from rayalign.config.loops import LoopStage
 from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
 from rayalign.errors import StaleSamples
 from rayalign.stages.context import RunContext
 from rayalign.stages.groups import PendingRollouts, StoredRollouts
-from rayalign.stages.irl_setup import IrlGroups, start_groups
-from rayalign.stages.irl_watch import IrlWatch
-from rayalign.telemetry.metrics import Metrics, prefixed
+from rayalign.stages.loop_setup import LoopGroups, start_groups
+from rayalign.stages.watch import LoopWatch
+from rayalign.telemetry.metrics import prefixed
 
 
-def run_irl(context: RunContext, stage: IrlStage) -> None:
-    """Artifacts: `policy` and `reward`, Hugging Face folders of one round: the last that was saved."""
+def run_loop(context: RunContext, stage: LoopStage) -> None:
+    """Artifacts: `policy`, and of `irl` also `reward`: Hugging Face folders of one round, the last that was saved."""
     with start_groups(context, stage) as groups:
         alternate(context, stage, groups)
 
 
-def alternate(context: RunContext, stage: IrlStage, groups: IrlGroups) -> None:
-    """Rounds of reward learning and policy improvement."""
-    watch = IrlWatch(context, stage, groups)
+def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None:
+    """Rounds of reward learning (`irl`; a fixed reward, `rl`, has none) and policy improvement."""
+    watch = LoopWatch(context, stage, groups)
     samples = _SampleQueue(stage, groups)
     groups.policy.sync()
     watch.check_canary()
@@ -40,13 +40,8 @@ def alternate(context: RunContext, stage: IrlStage, groups: IrlGroups) -> None:
             if stage.improve.reference == "round" and round_number > 0:
                 groups.policy.move_reference()
 
-            reward_metrics: Metrics = {}
-            if context.components.reward_learns:
-                with watch.clock.phase("generate"):
-                    agent = groups.sample_against_demonstrations()
-                with watch.clock.phase("reward_update"):
-                    reward_metrics = groups.reward.update(agent)
-            watch.log_round(round_number, reward_metrics)
+            watch.log_round(round_number, groups.update_reward(watch.clock))
+            groups.start_critic(round_number)
 
             for batch in samples.batches(watch):
                 with watch.clock.phase("score"):
@@ -72,7 +67,7 @@ class _SampleQueue:
     policy learns from this one.
     """
 
-    def __init__(self, stage: IrlStage, groups: IrlGroups) -> None:
+    def __init__(self, stage: LoopStage, groups: LoopGroups) -> None:
         self._stage, self._groups = stage, groups
         self._cursor = Cursor(len(groups.prompts), seed=groups.seed, fingerprint=fingerprint(groups.prompts))
         self._again: list[int] = []  # rows that wait for the next batch
@@ -84,7 +79,7 @@ class _SampleQueue:
         for pending in self._waiting:
             pending.result()
 
-    def batches(self, watch: IrlWatch) -> Iterator[StoredRollouts]:
+    def batches(self, watch: LoopWatch) -> Iterator[StoredRollouts]:
         """One round's batches. Raises StaleSamples for one that is older than it may be."""
         for step in range(self._stage.improve.steps):
             ahead = min(self._stage.max_staleness, self._stage.improve.steps - 1 - step)

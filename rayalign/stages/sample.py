@@ -26,10 +26,10 @@ def run_sample(context: RunContext, stage: SampleStage) -> None:
         rollout = group.fetch(rollouts)
         bar.update(note={"samples": len(rollout)})
     with written_aside(context.stage_folder(stage.name) / "samples.jsonl") as path:
-        path.write_text("".join(_lines(context, rollout)), encoding="utf-8")
+        path.write_text("".join(stored_lines(context, rollout)), encoding="utf-8")
 
 
-def _lines(context: RunContext, rollout: Rollout) -> list[str]:
+def stored_lines(context: RunContext, rollout: Rollout) -> list[str]:
     """One JSON object a sample. Token ids go along: a text may tokenise in more than one way."""
     template = context.template()
     sequences = rollout.sequences

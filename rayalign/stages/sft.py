@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from rayalign.config.stages import SftStage
 from rayalign.data import shapes
 from rayalign.data.cursor import Cursor, StreamingRows
 from rayalign.data.fingerprint import fingerprint
+from rayalign.data.samples import is_sample_file
 from rayalign.data.sources import read_rows
 from rayalign.data.tally import Tally
 from rayalign.data.template import Template, load_tokenizer
@@ -146,6 +148,8 @@ def _source(context: RunContext, stage: SftStage) -> DataSource:
 def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Batches, int]:
     """Where batches come from, and how many optimiser steps there are."""
     if source.streaming:
+        if is_sample_file(Path(context.locate(source.path))):
+            raise DataError(f"{source.path}: stored samples are read whole, by their tokens; set streaming to false")
         assert stage.max_steps is not None  # the config sees to it
         data = context.config.data
         streamed = Streamed(
@@ -196,7 +200,7 @@ def _fit(context: RunContext, stage: SftStage, job: SftJob) -> None:
                 return
             context.tracker.log(stage.name, 0, done, metrics)
             done += 1
-            bar.update(advance=1, note={"nll": values(metrics)["nll_token"]})
+            bar.update(advance=1, note={"nll": values(metrics).get("nll_token", math.nan)})
 
         context.fleet.run_ranks(fit, job, on_report)
 

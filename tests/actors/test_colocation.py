@@ -17,7 +17,7 @@ from rayalign.actors.fleet import RayFleet
 from rayalign.actors.ray_workers import RayWorkers
 from rayalign.api import train
 from rayalign.config.placement import PlacementConfig
-from rayalign.config.stages import SamplingConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.errors import CallFailed
 from rayalign.ports import SamplerSetup
 from rayalign.types import Ragged, Rollout, Sequences, TokenizedPrompts

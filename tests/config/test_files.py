@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,21 @@ from rayalign.preflight.check import examine_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = [*sorted((REPOSITORY / "configs").rglob("*.yaml")), REPOSITORY / "rayalign" / "planted" / "demo.yaml"]
-NODES = {"rft": 4, "rft_8gpu": 8, "rft_one_gpu": 1, "rft_cpu": 0, "irl_tldr": 4, "demo": 0}  # GPUs of the one node
+NODES = {"rft": 4, "rft_8gpu": 8, "rft_one_gpu": 1, "rft_cpu": 0, "demo": 0}  # GPUs of the one node; recipes: see below
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def run_name(file: Path) -> str:
+    """What a file's run is called: configs/paper/rft.yaml is paper-rft."""
+    size = file.parent.name
+    return file.stem if size not in ("paper", "planted") or file.stem == "demo" else f"{size}-{file.stem}"
+
+
+def num_gpus(config: RunConfig) -> int:
+    """Of the node that a config is for; the recipes of a paper have one of eight."""
+    return NODES.get(config.name, 8 if config.name.startswith("paper-") else 0)
+
+
+@pytest.fixture(params=FILES, ids=run_name)
 def config(request: pytest.FixtureRequest) -> RunConfig:
     """Each of the files."""
     return load_config(request.param)
@@ -26,6 +38,7 @@ def config(request: pytest.FixtureRequest) -> RunConfig:
 def test_there_are_configs_to_start_from() -> None:
     """The test below would pass over an empty folder."""
     assert {path.stem for path in FILES} >= set(NODES)
+    assert len({run_name(path) for path in FILES}) == len(FILES)
 
 
 def test_printed_it_is_the_same_config(config: RunConfig, tmp_path: Path) -> None:
@@ -39,12 +52,13 @@ def test_printed_it_is_the_same_config(config: RunConfig, tmp_path: Path) -> Non
 
 def test_run_names_are_the_files(config: RunConfig, request: pytest.FixtureRequest) -> None:
     """So that runs of different configs never meet in one folder."""
-    assert config.name in request.node.name
+    assert f"[{config.name}]" in request.node.name
 
 
 def test_it_fits_the_machine_it_is_for(config: RunConfig) -> None:
     """The groups have room on the node that the file's first line names."""
-    node = {"CPU": 64.0 if NODES.get(config.name) else 2.0, "GPU": float(NODES.get(config.name, 8))}
+    gpus = num_gpus(config)
+    node = {"CPU": 64.0 if gpus else 2.0, "GPU": float(gpus)}
     check_fits(make_plan(config.placement, max_staleness=config.max_staleness), [node])
 
 
@@ -54,13 +68,14 @@ def test_only_its_data_files_are_missing(config: RunConfig, tmp_path: Path, monk
     config = config.model_copy(update={"run_dir": str(tmp_path)})
     missing = [finding for finding in examine_run(config, config.stages) if finding.state == "missing"]
     assert all("data/" in finding.text for finding in missing), missing
-    assert missing or config.name == "demo"
+    assert missing or config.name == "demo" or config.name.startswith("planted-")
 
 
 def test_placeholders_can_be_filled(config: RunConfig, tmp_path: Path) -> None:
-    """With one file of {prompt, response} in their place, of enough prompts for a step, nothing is missing."""
+    """With one file of demonstrations and preferences in their place, of enough prompts for a step, nothing is missing."""
     data = tmp_path / "data.jsonl"
-    data.write_text("".join(f'{{"prompt": "a {number}", "response": "b"}}\n' for number in range(100)))
+    rows = [{"prompt": f"a {number}", "response": "b", "chosen": "b", "rejected": "c"} for number in range(400)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = config.model_dump(mode="json") | {"run_dir": str(tmp_path)}
     filled = parse_config(yaml.safe_load(_with_file(yaml.safe_dump(values), data)))
     missing = [f for f in examine_run(filled, filled.stages) if f.state == "missing"]
@@ -68,7 +83,7 @@ def test_placeholders_can_be_filled(config: RunConfig, tmp_path: Path) -> None:
 
 
 def test_the_bare_template_adds_nothing() -> None:
-    """The prompt of irl_tldr.yaml is the post."""
+    """The prompt of paper/demonstrations_to_rewards.yaml is the post."""
     import jinja2
 
     template = jinja2.Template((REPOSITORY / "configs" / "bare.jinja").read_text())

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rayalign.config.stages import SamplingConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.ports import TransferSetup
 from rayalign.telemetry.metrics import values
 from rayalign.types import Rollout

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rayalign.config.stages import SamplingConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.engines.vllm_backend.sampler import VllmSampler
 from rayalign.ports import SamplerSetup
 from rayalign.types import Ragged, Rollout, TokenizedPrompts

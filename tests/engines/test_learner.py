@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from rayalign.config.model import OptimizerConfig
-from rayalign.engines.learner import LossOutput, schedule_factor
+from rayalign.engines.learner import MAX_SKIPPED, LossOutput, schedule_factor
 from rayalign.errors import RayalignError
+from rayalign.telemetry.metrics import Mean, values
 from tests.engines.gradients import (
     LEARNERS,
     ODD,
@@ -103,16 +104,31 @@ def test_bfloat16_weights_train(tied, zero_stage):
             assert 0.3 < float((weight != before[name]).float().mean()), name
 
 
+def endless(model, batch):
+    """A loss whose gradient is no number."""
+    return LossOutput(model(batch)[0].sum() * float("inf"), {"loss": Mean(1.0)})
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_a_gradient_that_is_not_finite_stops_the_run(tied, zero_stage, dtype):
-    learner = make_learner(tied, learner_config(zero_stage=zero_stage), dtype=dtype)
-
-    def endless(model, batch):
-        return LossOutput(model(batch)[0].sum() * float("inf"), {})
-
-    with pytest.raises(RayalignError, match="gradient is not finite at optimiser step 0"):
-        learner.step(ODD, endless, denominator=1)
+def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_no_trace(tied, zero_stage, dtype):
+    """The weights stay, and the next step is that of a learner that never met it; three in a row stop the run."""
+    config = learner_config(zero_stage=zero_stage)
+    poisoned, clean = (make_learner(tied, config, dtype=dtype) for _ in range(2))
+    before = snapshot(poisoned)
+    for _ in range(MAX_SKIPPED - 1):
+        assert values(poisoned.step(ODD, endless, denominator=1)) == {"num_skipped": 1}
+    assert all(torch.equal(weight, before[name]) for name, weight in snapshot(poisoned).items())
+    for learner in (poisoned, clean):
+        assert learner.step(ODD, weighted_loss(ODD), denominator=len(ODD))["grad_norm"].value() > 0
+    after, wanted = snapshot(poisoned), snapshot(clean)
+    assert all(torch.equal(weight, wanted[name]) for name, weight in after.items())
+    assert not all(torch.equal(weight, before[name]) for name, weight in after.items())
+    for _ in range(MAX_SKIPPED - 1):
+        poisoned.step(ODD, endless, denominator=1)
+    with pytest.raises(RayalignError, match="gradient is not finite at optimiser step 1, for the 3. time in a row"):
+        poisoned.step(ODD, endless, denominator=1)
+    assert all(torch.equal(weight, after[name]) for name, weight in snapshot(poisoned).items())
 
 
 def test_weights_that_are_not_finite_are_named(tied):

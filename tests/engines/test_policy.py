@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from rayalign.config.improve import ImportanceConfig
 from rayalign.config.model import LoraConfig
-from rayalign.config.stages import ImportanceConfig
-from rayalign.engines.policy import _minibatches
+from rayalign.engines.scored_batch import minibatches
 from rayalign.errors import RayalignError, StaleSamples
 from rayalign.telemetry.metrics import values
 from rayalign.types import Ragged, Rollout, Scores
@@ -99,19 +99,34 @@ def test_stale_samples_are_refused(tied):
     assert all(torch.equal(before[name], after) for name, after in weights_of(engine).items())
 
 
-@pytest.mark.parametrize("broken", ["missing", "nan"])
-def test_samples_without_a_score_are_not_trained_on(tied, broken):
-    """A scorer that lost some rows, or that gave NaN, stops the update; it never counts as a score of 0."""
+def test_samples_without_a_score_stop_the_update(tied):
+    """A scorer that lost some rows is an error at once; a lost row never counts as a score of 0."""
     engine = policy_engine(tied)
     before = weights_of(engine)
-    if broken == "missing":
-        scores = [Scores(np.arange(14), ARM_SCORES[:14], 1)]
-    else:
-        scores = scores_of(np.where(np.arange(16) < 2, np.nan, ARM_SCORES))
-    with pytest.raises(RayalignError, match="2 of 16 samples have no finite score"):
-        engine.improve([rollout_of(tied, ARMS)], scores)
+    with pytest.raises(RayalignError, match="2 of 16 samples have no score"):
+        engine.improve([rollout_of(tied, ARMS)], [Scores(np.arange(14), ARM_SCORES[:14], 1)])
     assert engine.version == 0
     assert all(torch.equal(before[name], after) for name, after in weights_of(engine).items())
+
+
+def test_scores_that_are_not_finite_are_skipped_and_after_a_few_in_a_row_stop(tied):
+    """Two such updates change nothing but the version, a good one between forgives them, a third in a row stops."""
+    engine = policy_engine(tied)
+    before = weights_of(engine)
+    bad = scores_of(np.where(np.arange(16) < 2, np.nan, ARM_SCORES))
+    for version in range(2):
+        metrics = values(engine.improve([rollout_of(tied, ARMS, version=version)], bad))
+        assert metrics == {"num_skipped": 1, "num_unscored": 2}
+    assert engine.version == 2
+    assert all(torch.equal(before[name], after) for name, after in weights_of(engine).items())
+    engine.improve([rollout_of(tied, ARMS, version=2)], scores_of(ARM_SCORES))
+    kept = weights_of(engine)
+    assert not all(torch.equal(before[name], after) for name, after in kept.items())
+    for version in (3, 4):
+        engine.improve([rollout_of(tied, ARMS, version=version)], bad)
+    with pytest.raises(RayalignError, match="2 of 16 samples have no finite score, for the 3. update in a row"):
+        engine.improve([rollout_of(tied, ARMS, version=5)], bad)
+    assert all(torch.equal(kept[name], after) for name, after in weights_of(engine).items())
 
 
 @pytest.mark.parametrize("loss", ["policy_gradient", "clipped"])
@@ -193,12 +208,12 @@ def test_the_kl_is_paid_for(tied):
 def test_minibatches_keep_groups_whole():
     """Every row once an epoch; a prompt's rows, wherever they stand, are in one part."""
     ids = np.array([7, 3, 7, 9, 3, 3, 2, 9, 2])
-    parts = _minibatches(ids, 3)
+    parts = minibatches(ids, 3)
     assert len(parts) == 3
     assert sorted(np.concatenate(parts).tolist()) == list(range(9))
     groups = [set(ids[part].tolist()) for part in parts]
     assert sum(len(group) for group in groups) == 4
-    assert [len(part) for part in _minibatches(ids, 10)] == [2, 3, 2, 2]
+    assert [len(part) for part in minibatches(ids, 10)] == [2, 3, 2, 2]
 
 
 def test_epochs_and_minibatches_are_optimiser_steps(tied):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from rayalign.data.pairs import PairDraw
 from rayalign.engines.function_reward import FunctionReward
-from rayalign.engines.reward import _Pairs
 from rayalign.engines.scorer import RewardScorer
 from rayalign.errors import RayalignError
 from rayalign.ports import ScorerSetup
@@ -30,7 +30,7 @@ def plain_scores(engine, sequences) -> np.ndarray:
 @pytest.mark.parametrize("link", ["bradley_terry", "linear"])
 def test_it_learns_what_tells_demonstrations_from_samples(untied, link, pooling):
     """On prompts and answers it has not seen, too; the normaliser makes its samples' scores mean 0, deviation 1."""
-    engine = reward_engine(untied, demonstrations(), link=link, pooling=pooling, steps=20)
+    engine = reward_engine(untied, demonstrations(), loss=link, pooling=pooling, steps=20)
     rollout = samples()
     metrics = values(engine.update([rollout]))
     assert metrics["pair_accuracy"] == 1
@@ -59,7 +59,7 @@ def test_samples_that_equal_the_demonstrations_teach_nothing(untied, link, loss)
     """T5: the policy has become the expert; the loss is log 2 a pair (or 0), and there is nothing to follow."""
     demos = demonstrations()
     rollout = Rollout(demos, Ragged.from_list([[0.0] * n for n in demos.response_lengths], np.float32), 0)
-    engine = reward_engine(untied, demos, link=link)
+    engine = reward_engine(untied, demos, loss=link)
     before = plain_scores(engine, demos)
     metrics = values(engine.update([rollout]))
     assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
@@ -80,7 +80,7 @@ def test_replay_keeps_what_its_name_says(untied, replay, kept):
     for rollout in rounds:
         engine.update([rollout])
     assert [rounds_of(held, rounds) for held in [engine._replay]] == kept
-    pairs = _Pairs(demonstrations(), [*engine._replay, stored])
+    pairs = PairDraw(demonstrations(), [*engine._replay, stored])
     drawn = [pairs.draw(np.random.default_rng(i), 6) for i in range(30)]
     answers = {tuple(row) for batch in drawn for row in list(batch.responses())[1::2]}
     assert all(tuple(response) in answers for response in stored.responses())
@@ -98,7 +98,7 @@ def same(first, second) -> bool:
 def test_pairs_share_their_prompt():
     """[demo, agent, demo, agent, ...], each demonstration as likely as any other however many samples it has."""
     many = [samples(4, seed=seed).sequences for seed in range(5)]
-    pairs = _Pairs(demonstrations(6), [*many, samples(1, first=4).sequences])  # prompt 5 has no sample
+    pairs = PairDraw(demonstrations(6), [*many, samples(1, first=4).sequences])  # prompt 5 has no sample
     drawn = [pairs.draw(np.random.default_rng(seed), 5) for seed in range(60)]
     for batch in drawn:
         assert (batch.prompt_ids[0::2] == batch.prompt_ids[1::2]).all()
@@ -106,7 +106,7 @@ def test_pairs_share_their_prompt():
         assert all(row[1] == BAD for row in list(batch.responses())[1::2])
         assert sorted(batch.prompt_ids[0::2]) == [0, 1, 2, 3, 4]
     with pytest.raises(RayalignError, match="no sample answers the prompt of any demonstration"):
-        _Pairs(demonstrations(3), [samples(3, first=10).sequences])
+        PairDraw(demonstrations(3), [samples(3, first=10).sequences])
 
 
 def test_a_fresh_reward_begins_again_each_round_and_a_warm_one_goes_on(untied):

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rayalign.config.improve import PolicyStepConfig
 from rayalign.config.model import LearnerConfig, LoraConfig, OptimizerConfig
-from rayalign.config.stages import PolicyStepConfig, RewardConfig
+from rayalign.config.reward import RewardConfig
 from rayalign.engines.policy import PolicyEngine
 from rayalign.engines.reward import RewardEngine
 from rayalign.ports import PolicySetup, RewardSetup

@@ -17,14 +17,23 @@ from hypothesis import strategies as st
 
 from rayalign import objectives
 from rayalign.objectives.advantages import batch_whiten, group_relative_advantages, rloo_advantages
-from rayalign.objectives.implicit import implicit_pair_loss
+from rayalign.objectives.critic import clipped_value_loss
+from rayalign.objectives.implicit import GSIL_LINKS, IMPLICIT_LINKS, implicit_pair_loss, ipo_loss
 from rayalign.objectives.likelihood import negative_log_likelihood
-from rayalign.objectives.policy import clipped_policy_loss, kl_penalised_token_rewards, policy_gradient_loss
+from rayalign.objectives.policy import (
+    clipped_policy_loss,
+    kl_penalised_token_rewards,
+    kl_penalty_loss,
+    policy_gradient_loss,
+    squared_advantage_loss,
+)
 from rayalign.objectives.reward import (
-    REWARD_LINKS,
+    DIVERGENCES,
+    PAIR_LOSSES,
     bradley_terry_loss,
     linear_irl_loss,
     logistic_loss,
+    logistic_pair_loss,
     margin_demo_minus_agent,
     pair_accuracy,
     pair_accuracy_half_ties,
@@ -54,17 +63,30 @@ def test_objectives_import_torch_and_the_standard_library_only(module):
 @pytest.mark.parametrize("function", PUBLIC)
 def test_public_functions_say_their_shapes_and_take_few_positional_arguments(function):
     """A shape letter in brackets in each docstring; options are keyword-only."""
-    assert any(f"[{letter}" in function.__doc__ for letter in "BTN") or "scalar" in function.__doc__
+    assert any(f"[{letter}" in function.__doc__ for letter in "BTNY") or "scalar" in function.__doc__
     parameters = inspect.signature(function).parameters.values()
     positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert all(p.default is p.empty for p in positional)
     assert len(positional) <= 4
 
 
-def test_reward_links_cannot_be_changed_from_outside():
-    assert dict(REWARD_LINKS) == {"bradley_terry": bradley_terry_loss, "linear": linear_irl_loss}
+TABLES = {
+    "pair losses": (PAIR_LOSSES, {"bradley_terry", "linear", "logistic"}),
+    "divergences": (
+        DIVERGENCES,
+        {"reverse_kl", "jensen_shannon", "jensen_shannon_softplus", "forward_kl", "forward_kl_exp"},
+    ),
+    "implicit links": (IMPLICIT_LINKS, {"log_sigmoid", "hinge", "linear"}),
+    "gsil links": (GSIL_LINKS, {"logistic", "hinge", "brier", "exp"}),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_losses_cannot_be_changed_from_outside(name):
+    table, names = TABLES[name]
+    assert set(table) == names
     with pytest.raises(TypeError):
-        REWARD_LINKS["linear"] = bradley_terry_loss
+        table["linear"] = bradley_terry_loss
 
 
 def test_golden_reward_losses():
@@ -77,6 +99,10 @@ def test_golden_reward_losses():
     is_demo = torch.tensor([True, True, False])
     assert logistic_loss(demo, is_demo).item() == pytest.approx(logistic)
     assert logistic_loss(torch.zeros(2), is_demo[1:]).item() == pytest.approx(2 * math.log(2))
+    is_demo = torch.tensor([True] * 3 + [False] * 3)
+    assert logistic_pair_loss(demo, agent).item() == pytest.approx(
+        logistic_loss(torch.cat([demo, agent]), is_demo).item()
+    )
 
 
 def test_reward_losses_stay_finite_at_extreme_scores():
@@ -151,7 +177,8 @@ def test_a_group_of_one_is_refused(advantages):
 
 
 @pytest.mark.parametrize(
-    "loss", [bradley_terry_loss, linear_irl_loss, pair_accuracy, margin_demo_minus_agent]
+    "loss",
+    [bradley_terry_loss, linear_irl_loss, logistic_pair_loss, pair_accuracy, margin_demo_minus_agent, kl_penalty_loss],
 )
 @pytest.mark.parametrize("shape", [(3, 1), (1,), (4,)])
 def test_shapes_that_would_broadcast_are_refused(loss, shape):
@@ -168,7 +195,23 @@ def implicit_loss(policy_logprobs, **constants):
     return implicit_pair_loss(policy_logprobs, policy_logprobs * 2, **constants, beta=0.5)
 
 
+def ipo(policy_logprobs, **constants):
+    return ipo_loss(policy_logprobs, policy_logprobs * 2, **constants, beta=0.5)
+
+
+def squared_loss(policy_logprobs, **constants):
+    return squared_advantage_loss(policy_logprobs, **constants, scale=3.0)
+
+
+def value_loss(values, **constants):
+    return clipped_value_loss(values, **constants, clip=1.0)[0]
+
+
 CONSTANTS = {
+    squared_loss: ["old_logprobs", "advantages", "weights"],
+    kl_penalty_loss: ["ref_logprobs", "weights"],
+    value_loss: ["old_values", "returns", "weights"],
+    ipo: ["chosen_ref_logprob_sums", "rejected_ref_logprob_sums", "weights"],
     linear_irl_loss: ["agent_scores", "weights"],
     negative_log_likelihood: ["weights"],
     policy_gradient_loss: ["advantages", "weights"],

@@ -10,11 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rayalign.objectives.implicit import implicit_pair_loss
+from rayalign.objectives.advantages import generalised_advantages
+from rayalign.objectives.critic import clipped_value_loss
+from rayalign.objectives.dft import dft_loss
+from rayalign.objectives.implicit import gsil_loss, implicit_pair_loss, ipo_loss
 from rayalign.objectives.importance import importance_weights, mismatch
 from rayalign.objectives.likelihood import negative_log_likelihood
-from rayalign.objectives.policy import clipped_policy_loss, policy_gradient_loss
-from rayalign.objectives.reward import REWARD_LINKS, logistic_loss, preference_loss
+from rayalign.objectives.policy import (
+    clipped_policy_loss,
+    kl_penalty_loss,
+    policy_gradient_loss,
+    squared_advantage_loss,
+)
+from rayalign.objectives.reward import PAIR_LOSSES, logistic_loss, preference_loss
 from rayalign.objectives.segments import repeat_per_token, segment_sum
 
 from .worlds import deterministic, random_table
@@ -63,15 +71,42 @@ def implicit(part: Part) -> Tensor:
     return implicit_pair_loss(part.demo, part.agent, **refs, beta=0.5)
 
 
+def ipo(part: Part) -> Tensor:
+    refs = {"chosen_ref_logprob_sums": part.values, "rejected_ref_logprob_sums": part.values * 2}
+    return ipo_loss(part.demo, part.agent, **refs, beta=0.5)
+
+
+def critic_and_policy(part: Part) -> Tensor:
+    """A sequence's advantages and returns come from its own tokens only, so they may be made in any part."""
+    critic = {"gamma": 0.9, "gae_lambda": 0.8}
+    advantages, returns = generalised_advantages(part.sampler, part.old, part.lengths, **critic)
+    value_loss, _ = clipped_value_loss(part.policy, part.old, returns, clip=10.0)
+    return policy_gradient_loss(part.policy, advantages) + value_loss
+
+
+def dft(part: Part) -> Tensor:
+    negatives = torch.stack([part.agent, part.demo * part.values], -1)
+    averages = part.values.abs().log()
+    return dft_loss(part.demo, negatives, negatives.detach() * 0.5, tau=0.7, log_averages=averages, decay=0.3)[0]
+
+
 LOSSES = {
-    "bradley_terry": lambda p: REWARD_LINKS["bradley_terry"](p.demo, p.agent, weights=p.values.abs()),
-    "linear": lambda p: REWARD_LINKS["linear"](p.demo, p.agent),
+    "bradley_terry": lambda p: PAIR_LOSSES["bradley_terry"](p.demo, p.agent, weights=p.values.abs()),
+    "linear": lambda p: PAIR_LOSSES["linear"](p.demo, p.agent),
+    "logistic_pairs": lambda p: PAIR_LOSSES["logistic"](p.demo, p.agent, weights=p.values.abs()),
     "logistic": lambda p: logistic_loss(p.demo, p.values > 0),
     "preference": lambda p: preference_loss(p.demo, p.agent, kappa=2.0),
     "implicit": implicit,
     "likelihood": lambda p: negative_log_likelihood(p.policy, weights=p.advantages.abs()),
     "policy_gradient": lambda p: policy_gradient_loss(p.policy, p.advantages, weights=p.weights),
     "clipped": clipped,
+    "squared_advantage": lambda p: squared_advantage_loss(p.policy, p.old, p.advantages, scale=2, weights=p.weights),
+    "kl_penalty": lambda p: kl_penalty_loss(p.policy, p.sampler, weights=p.weights),
+    "value": lambda p: clipped_value_loss(p.policy, p.old, p.advantages, clip=0.2, weights=p.weights)[0],
+    "generalised_advantages": critic_and_policy,
+    "ipo": ipo,
+    "gsil": lambda p: gsil_loss(p.demo, p.agent, beta=0.5, link="brier", weights=p.values.abs()),
+    "dft": dft,
 }
 
 

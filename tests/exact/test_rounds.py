@@ -43,7 +43,7 @@ def spin_round(world: Bandit, policy_logprobs: Tensor, *, beta: float) -> Tensor
 
 
 @pytest.mark.parametrize("beta", [0.7, 1.0, 2.0])
-def test_t07a_moving_reference_contracts_by_one_minus_one_over_beta(beta):
+def test_t07_a_moving_reference_contracts_by_one_minus_one_over_beta(beta):
     """Refit reward, policy step from the policy itself: e_{t+1} = (1 - 1/beta) e_t, for three rounds."""
     world = Bandit.random(seed=70, scale=0.5)
     policy_logprobs = world.ref_logprobs
@@ -53,14 +53,14 @@ def test_t07a_moving_reference_contracts_by_one_minus_one_over_beta(beta):
         torch.testing.assert_close(errors(world, policy_logprobs), (1 - 1 / beta) * error, atol=1e-6, rtol=0)
 
 
-def test_t07a_moving_reference_at_beta_one_lands_on_the_expert():
+def test_t07_a_moving_reference_at_beta_one_lands_on_the_expert():
     """One round is enough."""
     world = Bandit.random(seed=70, scale=0.5)
     policy_logprobs = gibbs_logprobs(refit_reward(world, world.ref_logprobs), world.ref_logprobs, beta=1.0)
     assert total_variation(policy_logprobs, world.expert_logprobs) < 1e-6
 
 
-def test_t07a_moving_reference_diverges_below_beta_one_half():
+def test_t07_a_moving_reference_diverges_below_beta_one_half():
     """beta = 0.4: the error grows by 1.5 a round. Papers use 0.1 and 0.05 and live on unsolved inner
     problems.
     """
@@ -74,7 +74,7 @@ def test_t07a_moving_reference_diverges_below_beta_one_half():
 
 
 @pytest.mark.parametrize("beta", [0.7, 1.0, 2.0])
-def test_t07a_exact_spin_makes_the_same_step(beta):
+def test_t07_a_exact_spin_makes_the_same_step(beta):
     """SPIN solved exactly is the same map as refit reward + KL step with a moving reference."""
     world = Bandit.random(seed=71, scale=0.5)
     policy_logprobs = spin_round(world, world.ref_logprobs, beta=beta)
@@ -82,7 +82,7 @@ def test_t07a_exact_spin_makes_the_same_step(beta):
     torch.testing.assert_close(errors(world, policy_logprobs), expected, atol=1e-6, rtol=0)
 
 
-def test_t07b_fixed_reference_with_refitted_reward_misses_the_expert():
+def test_t07_b_fixed_reference_with_refitted_reward_misses_the_expert():
     """e_{t+1} = e_0 - e_t / beta; beta = 2 settles at e_0 beta / (1 + beta), one third of the way."""
     world, beta = Bandit.random(seed=72, scale=0.5), 2.0
     first_error = errors(world, world.ref_logprobs)
@@ -97,7 +97,7 @@ def test_t07b_fixed_reference_with_refitted_reward_misses_the_expert():
     assert total_variation(policy_logprobs, world.expert_logprobs) > 0.05
 
 
-def test_t07b_fixed_reference_with_refitted_reward_oscillates_at_beta_one():
+def test_t07_b_fixed_reference_with_refitted_reward_oscillates_at_beta_one():
     """beta = 1: expert, reference, expert, reference ... A run must not be judged by its last round here."""
     world = Bandit.random(seed=72, scale=0.5)
     policy_logprobs, distances = world.ref_logprobs, []
@@ -108,7 +108,7 @@ def test_t07b_fixed_reference_with_refitted_reward_oscillates_at_beta_one():
     assert distances == pytest.approx([0, start, 0, start], abs=1e-6)
 
 
-def test_t07c_fixed_reference_with_accumulated_reward_finds_the_expert():
+def test_t07_c_fixed_reference_with_accumulated_reward_finds_the_expert():
     """Adding each round's log-ratio to the reward: contraction 1 - 1/beta again, fixed point = expert."""
     world, beta = Bandit.random(seed=73, scale=0.5), 2.0
     policy_logprobs, rewards = world.ref_logprobs, torch.zeros_like(world.ref_logprobs)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rayalign.actors.local_workers import LocalWorkers
-from rayalign.config.stages import IrlStage, SamplingConfig
+from rayalign.config.loops import IrlStage
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.errors import StaleSamples
 from rayalign.stages.groups import RolloutGroup
 from rayalign.stages.irl import _SampleQueue

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rayalign.api import train
-from rayalign.config.stages import SamplingConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.engines.vllm_backend.sampler import VllmSampler
 from rayalign.planted.tokenizer import save_tokenizer
 from rayalign.ports import SamplerSetup

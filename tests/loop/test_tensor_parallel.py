@@ -11,7 +11,7 @@ import torch
 
 from rayalign.actors.fleet import RayFleet
 from rayalign.config.placement import PlacementConfig
-from rayalign.config.stages import SamplingConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.engines.vllm_backend.sampler import VllmSampler
 from rayalign.ports import SamplerSetup
 from rayalign.stages.groups import RolloutGroup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -15,13 +16,15 @@ from rayalign.planted import world as world_module
 from rayalign.planted.demonstrators import (
     BASE_HALF,
     BASE_LOW,
+    BASE_STYLED,
     EXPERT_80,
     EXPERT_LOW,
+    EXPERT_STYLED,
     Demonstrator,
     expected_frequencies,
     expected_golden,
 )
-from rayalign.planted.golden import attributes, golden_reward
+from rayalign.planted.golden import GOLDEN_POINTS, attributes, golden_reward
 from rayalign.planted.grammar import NUM_PROMPTS, QUALITIES, STYLES, parse_prompt, prompt_at, render_response
 from rayalign.planted.world import PlantedWorld, is_heldout, write_world
 
@@ -53,13 +56,15 @@ def sampled_attributes(demonstrator: Demonstrator) -> np.ndarray:
         (EXPERT_LOW, 0.446625),
         (BASE_HALF, 0.48875),
         (EXPERT_80, 0.794),
+        (BASE_STYLED, 0.48875),
+        (EXPERT_STYLED, 0.794),
     ],
 )
 def test_expected_golden_has_the_value_worked_out_by_hand(demonstrator: Demonstrator, golden: float) -> None:
     assert expected_golden(demonstrator) == pytest.approx(golden, abs=1e-12)
 
 
-@pytest.mark.parametrize("demonstrator", [BASE_LOW, EXPERT_LOW, BASE_HALF, EXPERT_80], ids=lambda d: d.label)
+@pytest.mark.parametrize("demonstrator", [BASE_LOW, EXPERT_LOW, BASE_HALF, EXPERT_80, BASE_STYLED], ids=lambda d: d.label)
 def test_expected_golden_agrees_with_samples(demonstrator: Demonstrator) -> None:
     rows = PlantedWorld(seed=3).demonstrations(demonstrator, NUM_SAMPLES)
     rewards = np.array([golden_reward(**row) for row in rows])
@@ -102,6 +107,26 @@ def test_style_can_be_set_apart_from_quality() -> None:
     dressed = Demonstrator.uniform("dressed", quality=0.5, fact=0.85, style=0.95)
     assert expected_golden(dressed) == expected_golden(BASE_HALF)
     assert sampled_attributes(dressed)[:, -3:].mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_styled_base_dresses_up_what_is_bad() -> None:
+    """Style against quality at -.5 (T25), each style as often as said; the expert has it whatever the quality."""
+    points = np.array(list(GOLDEN_POINTS.values()))
+    for writer, correlation in ((BASE_STYLED, -0.5), (EXPERT_STYLED, 0.0)):
+        held = sampled_attributes(writer)
+        golden, styles = held[:, : len(QUALITIES)] @ points / 100, held[:, len(QUALITIES) :]
+        assert np.corrcoef(golden, styles.sum(axis=1))[0, 1] == pytest.approx(correlation, abs=0.06)
+        expected = [expected_frequencies(writer)[name] for name in STYLES]
+        assert styles.mean(axis=0) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / NUM_SAMPLES))
+    assert expected_frequencies(BASE_STYLED)["exc"] == pytest.approx(0.5 - 0.65 * (0.48875 - 0.5))
+    assert PlantedWorld(variant="styled").cast.expert == EXPERT_STYLED and not PlantedWorld(variant="styled").cast.shifts
+
+
+def test_older_worlds_keep_their_texts() -> None:
+    """A later variant must not move the draws of the ones that results were measured on."""
+    rows = [*PlantedWorld(4).demonstrations(EXPERT_LOW, 50), *PlantedWorld(4, "half").pretraining(50)]
+    digest = hashlib.sha256("".join(row["prompt"] + row["response"] for row in rows).encode()).hexdigest()
+    assert digest[:16] == "4b502afaaa2ab978"
 
 
 def test_a_tenth_of_all_prompts_is_held_out_and_no_prompt_is_in_both_splits() -> None:

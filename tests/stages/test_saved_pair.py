@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from rayalign.stages.context import write_json
-from rayalign.stages.irl_setup import IrlGroups
+from rayalign.stages.loop_setup import LoopGroups
 
 
 class Killed(BaseException):
@@ -47,15 +47,15 @@ class Killer:
 
 
 @pytest.fixture
-def groups(tmp_path: Path) -> IrlGroups:
+def groups(tmp_path: Path) -> LoopGroups:
     """An alternation in `tmp_path / "rft"` that saves rounds' numbers."""
     template = SimpleNamespace(save_tokenizer=lambda folder: None)
     context = SimpleNamespace(stage_folder=lambda name: tmp_path / name, template=lambda: template)
     named: Any = {"context": context, "stage": SimpleNamespace(name="rft"), "policy": Writer(), "reward": Writer()}
-    return IrlGroups(**named, rollout=cast(Any, None), demonstrations=cast(Any, None), prompts=cast(Any, None))
+    return LoopGroups(**named, rollout=cast(Any, None), demonstrations=cast(Any, None), prompts=cast(Any, None))
 
 
-def save(groups: IrlGroups, number: int) -> None:
+def save(groups: LoopGroups, number: int) -> None:
     """Saves a round."""
     cast(Any, groups.policy).round = cast(Any, groups.reward).round = number
     groups.save()
@@ -67,7 +67,7 @@ def saved(folder: Path) -> dict[str, str]:
 
 
 def test_policy_and_reward_are_always_of_one_round(
-    groups: IrlGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    groups: LoopGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killer = Killer(monkeypatch)
     save(groups, 1)
@@ -84,7 +84,7 @@ def test_policy_and_reward_are_always_of_one_round(
     assert [path.name for path in tmp_path.iterdir()] == ["rft"]
 
 
-def test_a_failed_save_leaves_the_round_before(groups: IrlGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_round_before(groups: LoopGroups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(groups, 1)
     monkeypatch.setattr(groups.reward, "save", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
-from rayalign.config.stages import SamplingConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.errors import SyncError, UserError
 from rayalign.ports import SamplerSetup
 from rayalign.types import Ragged, Rollout, Sequences, TokenizedPrompts, WeightReport

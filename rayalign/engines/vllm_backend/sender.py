@@ -16,13 +16,13 @@ from rayalign.ports import TransferSetup, WeightClient
 from rayalign.types import WeightReport
 
 if TYPE_CHECKING:
-    from rayalign.engines.policy import PolicyEngine
+    from rayalign.engines.trainable import TrainablePolicy
 
 
 class PolicySource(WeightSource):
     """The policy's weights as vLLM's senders read them; the digest of the last pass is kept."""
 
-    def __init__(self, policy: PolicyEngine, *, with_digest: bool) -> None:
+    def __init__(self, policy: TrainablePolicy, *, with_digest: bool) -> None:
         self._policy = policy
         self._with_digest = with_digest
         self.digest = ""
@@ -42,7 +42,7 @@ class PolicySource(WeightSource):
 class WeightSender:
     """Sends the policy's weights to all replicas. Built, and called, on every policy rank; rank 0 sends."""
 
-    def __init__(self, policy: PolicyEngine, client: WeightClient, transfer: TransferSetup, *, rank: int) -> None:
+    def __init__(self, policy: TrainablePolicy, client: WeightClient, transfer: TransferSetup, *, rank: int) -> None:
         register()
         self._policy, self._client, self._transfer = policy, client, transfer
         # On GPUs the replicas' own checksums are compared with each other, without a copy to the host here.

@@ -1,19 +1,22 @@
-"""Watching the alternation: canary, metrics, and IRL health where it shows (held-out demonstrations, fresh samples)."""
+"""Watching a policy learn: canary, metrics, and health where it shows (held-out demonstrations, fresh samples)."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
-from rayalign.config.stages import IrlStage
+from rayalign.config.loops import LoopStage, SampledStage
 from rayalign.data.tokenize import prompts_of
 from rayalign.errors import SyncError
 from rayalign.stages.context import RunContext
 from rayalign.stages.golden import golden_scores, rank_accuracy
-from rayalign.stages.groups import StoredRollouts
-from rayalign.stages.irl_setup import IrlGroups
+from rayalign.stages.groups import RolloutGroup, StoredRollouts, TrainedGroup
+from rayalign.stages.inputs import DemonstrationSplit
+from rayalign.stages.loop_setup import LoopGroups
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.metrics import Last, Mean, Metrics, prefixed, values
-from rayalign.types import Sequences
+from rayalign.types import Ragged, Sequences, TokenizedPrompts
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean nats a token between vLLM and the trainer, same weights
 CANARY_PROMPTS = 8
@@ -21,32 +24,105 @@ CANARY_TOKENS = 16
 PROBE_SAMPLES = 2  # for each held-out demonstration's prompt
 
 
-class IrlWatch:
-    """Measures one `irl` stage, and stops it when sampler and policy part."""
+class Sampled(Protocol):
+    """A policy and its samplers, if there are any, with the data they work on."""
 
-    def __init__(self, context: RunContext, stage: IrlStage, groups: IrlGroups) -> None:
-        self._context, self._stage, self._groups = context, stage, groups
-        self.clock = Clock()
-        self._busy_s = {workers.role: 0.0 for workers in self._workers()}
+    @property
+    def rollout(self) -> RolloutGroup | None:
+        """None where the policy is never sampled."""
+
+    @property
+    def policy(self) -> TrainedGroup:
+        """The policy under training."""
+
+    @property
+    def demonstrations(self) -> DemonstrationSplit | None:
+        """None where the stage needs none and has none."""
+
+    @property
+    def prompts(self) -> TokenizedPrompts:
+        """That the policy is sampled on."""
+
+    def seed_of(self, purpose: str, number: int) -> int:
+        """A seed of its own for each time samples are drawn."""
+
+
+class Watch:
+    """Measures the policy of one stage, and stops it when sampler and policy part."""
+
+    def __init__(self, context: RunContext, stage: SampledStage, groups: Sampled) -> None:
+        self._context, self._stage, self._sampled = context, stage, groups
         self._round = self._step = 0
-        self._probe = _probe(groups.demonstrations.heldout, stage.probe_size)
-        self._last_probe_scores: np.ndarray | None = None
+        self._probe = _probe(groups.demonstrations, stage.probe_size)
 
     def check_canary(self) -> None:
         """Compares log-probs of sampler and policy on a few fresh samples. Raises SyncError above the tolerance."""
-        prompts = self._groups.prompts.take(np.arange(min(CANARY_PROMPTS, len(self._groups.prompts))))
+        rollout, prompts = self._sampled.rollout, self._sampled.prompts
+        if rollout is None:
+            return
+        prompts = prompts.take(np.arange(min(CANARY_PROMPTS, len(prompts))))
         length = min(CANARY_TOKENS, self._stage.sampling.max_new_tokens)
         sampling = self._stage.sampling.model_copy(update={"max_new_tokens": length})
-        rollouts = self._groups.rollout.generate(prompts, sampling, num_per_prompt=1, seed=self._step)
-        found = values(self._groups.policy.mismatch(rollouts))
+        rollouts = rollout.generate(prompts, sampling, num_per_prompt=1, seed=self._step)
+        found = values(self._sampled.policy.mismatch(rollouts))
         self._context.tracker.log(self._stage.name, self._round, self._step, {f"canary/{k}": v for k, v in found.items()})
         tolerance = self._stage.canary_tolerance or TOLERANCE[self._context.config.model.dtype]
         if not found["mismatch_mean"] <= tolerance:
             raise SyncError(
-                f"sampler and policy v{self._groups.policy.version} differ by {found['mismatch_mean']:.2g} nats a token "
+                f"sampler and policy v{self._sampled.policy.version} differ by {found['mismatch_mean']:.2g} nats a token "
                 f"(at most {found['mismatch_max']:.2g}; canary_tolerance {tolerance:g}): the weights did not arrive "
                 "as they were sent, or vLLM computes this model differently from transformers"
             )
+
+    def log(self, round_number: int, metrics: Metrics) -> None:
+        """One step."""
+        self._round = round_number
+        self._context.tracker.log(self._stage.name, round_number, self._step, metrics)
+        self._step += 1
+
+    def log_health(self, round_number: int) -> None:
+        """What the policy is worth on demonstrations that it has not seen."""
+        if len(self._probe):
+            self._log_health(round_number, self._health(self._probe_samples()))
+
+    def _health(self, agent: Sequences | None) -> Metrics:
+        return self._policy_health(agent)
+
+    def _log_health(self, round_number: int, metrics: Metrics) -> None:
+        self._context.tracker.log(self._stage.name, round_number, self._step, prefixed(metrics, "health"))
+
+    def _probe_samples(self) -> Sequences | None:
+        if self._sampled.rollout is None:
+            return None
+        stored = self._sampled.rollout.generate(
+            prompts_of(self._probe),
+            self._stage.sampling,
+            num_per_prompt=PROBE_SAMPLES,
+            seed=self._sampled.seed_of("probe", 0),
+        )
+        return self._sampled.rollout.fetch(stored).sequences
+
+    def _policy_health(self, agent: Sequences | None) -> Metrics:
+        metrics: Metrics = prefixed(self._sampled.policy.negative_log_likelihood(self._probe), "demo")
+        if agent is None:
+            return metrics
+        metrics["ended_frac"] = Mean(float(agent.ended.sum()), len(agent))
+        metrics["length_mean"] = Mean(float(agent.response_lengths.sum()), len(agent))
+        if self._stage.golden:
+            golden = golden_scores(self._stage.golden, self._context.template(), agent)
+            metrics["golden_mean"] = Mean(float(golden.sum()), len(golden))
+        return metrics
+
+
+class LoopWatch(Watch):
+    """Measures one `irl` or `rl` stage: its steps, and the reward beside the policy."""
+
+    def __init__(self, context: RunContext, stage: LoopStage, groups: LoopGroups) -> None:
+        super().__init__(context, stage, groups)
+        self._every, self._groups = stage.canary_every, groups
+        self.clock = Clock()
+        self._busy_s = {workers.role: 0.0 for workers in self._workers()}
+        self._last_probe_scores: np.ndarray | None = None
 
     def log_round(self, round_number: int, metrics: Metrics) -> None:
         """The reward's learning of one round, which has begun with it."""
@@ -67,7 +143,7 @@ class IrlWatch:
         record |= {"staleness": Last(lag), "tokens_per_s/generate": Mean(num_tokens, generate_s)}
         self._context.tracker.log(self._stage.name, round_number, self._step, record)
         self._step += 1
-        if self._step % self._stage.canary_every == 0:
+        if self._step % self._every == 0:
             self.check_canary()
         found = values(metrics)
         shown = {"reward": "policy/reward_mean", "kl": "policy/kl_policy_to_ref", "length": "policy/length_mean"}
@@ -78,34 +154,8 @@ class IrlWatch:
         if len(self._probe):
             self._log_health(0, self._policy_health(self._probe_samples()))
 
-    def log_health(self, round_number: int) -> None:
-        """What reward and policy are worth on demonstrations that neither has seen."""
-        if len(self._probe):
-            agent = self._probe_samples()
-            self._log_health(round_number, self._policy_health(agent) | self._reward_health(agent))
-
-    def _log_health(self, round_number: int, metrics: Metrics) -> None:
-        self._context.tracker.log(self._stage.name, round_number, self._step, prefixed(metrics, "health"))
-
-    def _probe_samples(self) -> Sequences:
-        stored = self._groups.rollout.generate(
-            prompts_of(self._probe),
-            self._stage.sampling,
-            num_per_prompt=PROBE_SAMPLES,
-            seed=self._groups.seed_of("probe", 0),
-        )
-        return self._groups.rollout.fetch(stored).sequences
-
-    def _policy_health(self, agent: Sequences) -> Metrics:
-        metrics: Metrics = {
-            "ended_frac": Mean(float(agent.ended.sum()), len(agent)),
-            "length_mean": Mean(float(agent.response_lengths.sum()), len(agent)),
-            **prefixed(self._groups.policy.negative_log_likelihood(self._probe), "demo"),
-        }
-        if self._stage.golden:
-            golden = golden_scores(self._stage.golden, self._context.template(), agent)
-            metrics["golden_mean"] = Mean(float(golden.sum()), len(golden))
-        return metrics
+    def _health(self, agent: Sequences | None) -> Metrics:
+        return self._policy_health(agent) | (self._reward_health(agent) if agent is not None else {})
 
     def _reward_health(self, agent: Sequences) -> Metrics:
         demo_scores = self._groups.reward.score_sequences(self._probe)
@@ -128,8 +178,11 @@ class IrlWatch:
         return [self._groups.rollout.workers, self._groups.reward.workers, self._groups.policy.workers]
 
 
-def _probe(heldout: Sequences, size: int) -> Sequences:
-    return heldout.take(np.arange(min(size, len(heldout))))
+def _probe(split: DemonstrationSplit | None, size: int) -> Sequences:
+    if split is None:
+        nothing = np.empty(0, dtype=np.int64)
+        return Sequences(Ragged.from_list([]), nothing, nothing, nothing.astype(bool))
+    return split.heldout.take(np.arange(min(size, len(split.heldout))))
 
 
 def _wins(

@@ -1,0 +1,141 @@
+"""AVA's joint ascent (paper 4, algorithm 1): reward heads, Q and language model in one step, without any sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayalign.config.ava import AvaStage
+from rayalign.config.model import LearnerConfig, ModelConfig
+from rayalign.engines.batching import concatenated_rows
+from rayalign.engines.learner import Learner, LossOutput, init_distributed, local_device, seed_everything
+from rayalign.errors import RayalignError
+from rayalign.models.batch import TokenBatch
+from rayalign.models.token_reward import TokenOutputs, TokenRewardModel, TokenRewardSettings
+from rayalign.objectives.ava import AvaObjective, AvaTerms, ava_terms, response_rewards
+from rayalign.objectives.reward import margin_demo_minus_agent, pair_accuracy_half_ties
+from rayalign.objectives.segments import segment_sum
+from rayalign.telemetry.metrics import Last, Max, Mean, Metrics
+from rayalign.types import Sequences
+
+NEAR_FLOOR = 1.05  # a deviation below this many floors counts as on it
+
+
+@dataclass(frozen=True)
+class AvaSetup:
+    """What a rank is built from."""
+
+    path: str
+    model: ModelConfig
+    learner: LearnerConfig
+    config: AvaStage
+    total_steps: int
+    seed: int
+
+
+class AvaEngine:
+    """One rank. A batch is demonstrations (AVA-d) or [chosen, rejected, chosen, rejected, ...] (AVA-p)."""
+
+    def __init__(self, setup: AvaSetup) -> None:
+        init_distributed()
+        seed_everything(setup.seed)
+        device = local_device()
+        config = setup.config
+        self._config, self._paired = config, config.variant == "preferences"
+        self._group_size = 2 if self._paired else 1
+        self._objective = AvaObjective(**{f.name: getattr(config, f.name) for f in fields(AvaObjective)})
+        settings = TokenRewardSettings(**{f.name: getattr(config, f.name) for f in fields(TokenRewardSettings)})
+        self._model = TokenRewardModel.from_backbone(
+            setup.path, setup.model, setup.learner, settings, seed=setup.seed
+        ).to(device)
+        self._learner = Learner(
+            self._model, config.optimizer, setup.learner, total_steps=setup.total_steps, device=device
+        )
+
+    def fit(self, sequences: Sequences) -> Metrics:
+        """One optimiser step on the mean of the loss over the demonstrations or pairs of all ranks."""
+
+        def loss(model: Any, batch: TokenBatch) -> LossOutput:
+            outputs = model(batch)
+            terms = self._terms(outputs, batch, sequences)
+            self._check_finite(terms)
+            # Every weight has a gradient, whatever terms count: ZeRO waits for all of them.
+            touched = sum(part.sum() for part in outputs.tokens) * 0
+            return LossOutput(terms.loss + touched, self._metrics(outputs, terms, batch))
+
+        group_sizes = np.full(len(sequences) // self._group_size, self._group_size)
+        metrics = self._learner.step(sequences, loss, denominator=len(group_sizes), group_sizes=group_sizes)
+        if "sigma_min" in metrics:  # a step that was skipped has no metrics of its own
+            metrics["sigma_min"] = Last(-metrics["sigma_min"].value())
+        return metrics
+
+    def measure(self, sequences: Sequences) -> dict[str, np.ndarray]:
+        """{"sum", "last", "logprob"}: [B] each response's reward, that of its last token, and its log-prob under the policy.
+
+        On every rank; a collective.
+        """
+        own = concatenated_rows(self._learner.map(sequences, _measured))
+        columns = np.empty((len(sequences), 3), dtype=np.float32)
+        for rows, values in self._learner.all_gather(own):
+            columns[rows] = values.reshape(-1, 3)
+        if not np.isfinite(columns).all():
+            raise RayalignError("AVA's rewards are not finite; lower optimizer.learning_rate")
+        return dict(zip(("sum", "last", "logprob"), columns.T, strict=True))
+
+    def save(self, *, reward: str, policy: str) -> None:
+        """Writes both as Hugging Face folders (rank 0); every rank calls it."""
+        weights = {name: tensor.cpu().clone() for name, tensor in self._learner.weights()}
+        if self._learner.rank.rank == 0:
+            self._model.save(Path(reward), weights)
+            self._model.save_policy(Path(policy), weights)
+
+    def _terms(self, outputs: TokenOutputs, batch: TokenBatch, sequences: Sequences) -> AvaTerms:
+        rejected = batch.rows % 2 == 1 if self._paired else np.zeros(len(batch.rows), dtype=bool)
+        device = outputs.tokens.means.device
+        return ava_terms(
+            outputs.tokens,
+            batch.response_lengths,
+            ended=torch.from_numpy(sequences.ended[batch.rows]).to(device),
+            rejected=torch.from_numpy(rejected).to(device),
+            objective=self._objective,
+        )
+
+    def _check_finite(self, terms: AvaTerms) -> None:
+        for name, term in terms.by_name().items():
+            if not torch.isfinite(term):
+                raise RayalignError(
+                    f"AVA's {name} term is {float(term)} at optimiser step {self._learner.steps_done}; lower "
+                    "optimizer.learning_rate, or raise sigma_floor"
+                )
+
+    @torch.no_grad()
+    def _metrics(self, outputs: TokenOutputs, terms: AvaTerms, batch: TokenBatch) -> Metrics:
+        deviations, floor = outputs.tokens.deviations, self._config.sigma_floor
+        num = len(batch.rows) / self._group_size
+        on_floor = (deviations < NEAR_FLOOR * floor).sum()
+        metrics: Metrics = {f"{name}_term": Mean(float(term), num) for name, term in terms.by_name().items()}
+        metrics |= {
+            "loss": Mean(float(terms.loss), num),
+            "sigma_mean": Mean(float(deviations.sum()), len(deviations)),
+            "sigma_min": Max(-float(deviations.min())),  # `fit` turns it over
+            "sigma_on_floor_frac": Mean(float(on_floor), len(deviations)),
+        }
+        chosen = outputs.policy_logprobs
+        if self._paired:
+            values = response_rewards(outputs.tokens.means, batch.response_lengths, over=self._objective.contrast)
+            better, worse = values[0::2], values[1::2]
+            metrics["pair_accuracy"] = Mean(float(pair_accuracy_half_ties(better, worse)), num)
+            metrics["margin_chosen_minus_rejected"] = Mean(float(margin_demo_minus_agent(better, worse)), num)
+            chosen = torch.cat(chosen.split(batch.response_lengths.tolist())[0::2])
+        return metrics | {"nll_token": Mean(-float(chosen.sum()), len(chosen))}
+
+
+def _measured(engine: Any, batch: TokenBatch) -> torch.Tensor:
+    outputs, lengths = engine(batch), batch.response_lengths
+    means = outputs.tokens.means
+    columns = [response_rewards(means, lengths, over="sum"), response_rewards(means, lengths, over="last")]
+    return torch.stack([*columns, segment_sum(outputs.policy_logprobs, lengths)], dim=-1)

@@ -1,0 +1,152 @@
+"""The reward folded into the policy: rounds of sampling, and steps on what demonstrations and samples, or pairs, say.
+
+This file is the algorithm (IRFT, Algorithm 2 of paper 3; SPIN; DPO has one round and no samples); the terms are in
+`engines/implicit_terms.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayalign.config.loops import ImplicitStage
+from rayalign.data.tokenize import prompts_of
+from rayalign.engines.implicit import ImplicitEngine
+from rayalign.models.rewards import write_log_ratio
+from rayalign.ports import ImplicitSetup
+from rayalign.stages.context import RunContext, written_aside
+from rayalign.stages.groups import ImplicitGroup, RolloutGroup, StoredRollouts
+from rayalign.stages.inputs import DemonstrationSplit, load_demonstrations, locate_model
+from rayalign.stages.loop_setup import load_negatives
+from rayalign.stages.pairs import load_pairs
+from rayalign.stages.watch import Watch
+from rayalign.telemetry.metrics import prefixed, values
+from rayalign.types import TokenizedPrompts
+
+
+@dataclass
+class ImplicitGroups:
+    """The groups of one `implicit` stage; without samples of the policy there is no rollout group."""
+
+    context: RunContext
+    stage: ImplicitStage
+    rollout: RolloutGroup | None
+    policy: ImplicitGroup
+    demonstrations: DemonstrationSplit | None
+    start: str  # the stage's first model
+
+    @property
+    def prompts(self) -> TokenizedPrompts:
+        """Of the demonstrations, for the canary."""
+        assert self.demonstrations is not None
+        return prompts_of(self.demonstrations.train)
+
+    def seed_of(self, purpose: str, number: int) -> int:
+        """A seed of its own for each time samples are drawn."""
+        entropy = [self.context.config.seed, zlib.crc32(f"{self.stage.name}/{purpose}".encode()), number]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def slice_of(self, round_number: int) -> np.ndarray:
+        """The rows of the demonstrations that a round trains on: all, or its own share of them (T15)."""
+        if self.stage.demonstrations is None or self.demonstrations is None:
+            return np.empty(0, dtype=np.int64)
+        num = len(self.demonstrations.train)
+        if not self.stage.slices:
+            return np.arange(num)
+        order = np.random.default_rng(self.seed_of("slices", 0)).permutation(num)
+        return np.sort(np.array_split(order, self.stage.rounds)[round_number])
+
+    def sample(self, rows: np.ndarray, number: int) -> StoredRollouts:
+        """The policy's own answers to the prompts of demonstrations."""
+        assert self.rollout is not None and self.demonstrations is not None and self.stage.demonstrations is not None
+        return self.rollout.generate(
+            prompts_of(self.demonstrations.train.take(rows)),
+            self.stage.sampling,
+            num_per_prompt=self.stage.demonstrations.num_per_prompt,
+            seed=self.seed_of("agent", number),
+        )
+
+    def save(self) -> None:
+        """Writes the policy, and the implicit reward over the FIRST model, as rounds telescope (T16)."""
+        with written_aside(self.context.stage_folder(self.stage.name)) as folder:
+            folder.mkdir()
+            self.policy.save(str(folder / "policy"))
+            self.context.template().save_tokenizer(folder / "policy")
+            scale = self.stage.beta_of(self.stage.rounds - 1)
+            write_log_ratio(folder / "reward", str(folder / "policy"), self.start, scale=scale)
+
+
+def run_implicit(context: RunContext, stage: ImplicitStage) -> None:
+    """Artifacts: `policy`, a Hugging Face folder, and `reward`, which names it and the stage's first model."""
+    with _start_groups(context, stage) as groups:
+        learn(context, stage, groups)
+
+
+def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> None:
+    """Rounds: sample the policy as it is, make it the reference, take steps."""
+    watch = Watch(context, stage, groups)
+    if groups.rollout is not None:
+        groups.policy.sync()
+        watch.check_canary()
+    watch.log_health(0)
+    done = 0
+    with context.progress.stage(stage.name) as bar:
+        for round_number in range(stage.rounds):
+            rows = groups.slice_of(round_number)
+            drawn = groups.sample(rows, round_number) if stage.draws and not stage.on_policy else []
+            num_steps = groups.policy.begin_round(round_number, rows, drawn)
+            for step in range(num_steps):
+                fresh: StoredRollouts = []
+                if stage.on_policy:
+                    groups.policy.sync()
+                    fresh = groups.sample(_batch(rows, step, stage.batch_size), stage.rounds + done)
+                metrics = groups.policy.fit_step(fresh)
+                watch.log(round_number, prefixed(metrics, "policy"))
+                note = {"margin": values(metrics).get("margin_demo_minus_agent", float("nan"))}
+                bar.update(advance=1, round=(round_number + 1, stage.rounds), note=note)
+                done += 1
+            if groups.rollout is not None:
+                groups.policy.sync()
+                watch.check_canary()
+            watch.log_health(round_number)
+            groups.save()
+
+
+@contextlib.contextmanager
+def _start_groups(context: RunContext, stage: ImplicitStage) -> Iterator[ImplicitGroups]:
+    path = locate_model(context, stage.policy)
+    needed = stage.demonstrations is not None or context.config.data.demonstrations is not None
+    split = load_demonstrations(context, stage.name) if needed else None
+    pairs = load_pairs(context, stage.name, stage.preferences.pairs) if stage.preferences else None
+    stored = stage.demonstrations.negatives if stage.demonstrations else []
+    setup = ImplicitSetup(
+        path=path,
+        model=context.config.model,
+        learner=context.config.learner,
+        config=stage,
+        seed=context.config.seed,
+        demonstrations=split.train if split and stage.demonstrations else None,
+        negatives=[load_negatives(context, location, split.train) for location in stored] if split else [],
+        preferences=pairs,
+        loss=context.components.implicit_loss,
+    )
+    rollout = context.rollout_group(path) if stage.draws else None
+    if rollout is not None:
+        rollout.sleep()  # where it shares GPUs, the trainer loads next
+    with context.progress.stage("starting the policy group"):
+        workers = context.fleet.start("policy", ImplicitEngine, [setup] * context.fleet.num_workers("policy"))
+    try:
+        if rollout is not None:
+            context.fleet.connect(workers, rollout.workers)
+        yield ImplicitGroups(context, stage, rollout, ImplicitGroup(workers, rollout), split, path)
+    finally:
+        workers.close()
+
+
+def _batch(rows: np.ndarray, step: int, size: int) -> np.ndarray:
+    """The step's demonstrations, one batch after the other and over again."""
+    return np.take(rows, np.arange(step * size, step * size + min(size, len(rows))), mode="wrap")
