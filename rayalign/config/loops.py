@@ -163,7 +163,7 @@ class ImplicitStage(SampledStage):
     on_policy: bool = Field(False, description="draw anew for every step: K = 1")
     epochs: PositiveInt = Field(1, description="passes over a round's rows")
     max_steps: PositiveInt | None = Field(None, description="at most this many optimiser steps a round")
-    batch_size: PositiveInt = Field(32, description="demonstrations of one optimiser step, and as many preferences")
+    batch_size: PositiveInt = Field(32, description="pairs of one optimiser step, from each source that has any")
     beta: Positive | list[Positive] = Field(0.1, description="of the implicit reward; a list has one for each round")
     learning_rates: list[Positive] | None = Field(
         None, description="one for each round, in the place of optimizer.learning_rate"

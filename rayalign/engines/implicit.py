@@ -95,7 +95,8 @@ class ImplicitEngine(TrainablePolicy):
             if demos is None:
                 raise RayalignError("the demonstrations' term needs demonstrations; none were given")
             self._begin_demonstrations(demos, rollouts)
-        num = max(len(part) for part in (self._demos, self._preferences) if part is not None)
+        num = max([len(part) for part in (self._demos, self._preferences) if part is not None], default=0)
+        num = max(num, len(rows)) if stage.on_policy else num
         steps = stage.epochs * -(-num // stage.batch_size)
         steps = min(steps, stage.max_steps or steps)
         rate = stage.learning_rates[round_number] if stage.learning_rates else stage.optimizer.learning_rate

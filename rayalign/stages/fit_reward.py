@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,8 @@ def fit(job: FitJob, report: Callable[[Any], None]) -> None:
     better, worse = job.train
     size = min(job.setup.config.batch_size, len(better))
     cursor = Cursor(len(better), seed=job.setup.seed, fingerprint=fingerprint(better))
-    for rows in islice(iter(lambda: cursor.take(size), None), job.setup.total_steps):
+    for _ in range(job.setup.total_steps):
+        rows = cursor.take(size)
         report(engine.fit(interleaved(better.take(rows), worse.take(rows))))
     side = {"better": better, "worse": worse}.get(job.setup.config.normalise)
     if side is not None:

@@ -3,7 +3,8 @@
 A planted world of vectors. A response has a quality q (what is wanted), a style v (worth nothing) and 20 features of
 noise; the reward sees (q + 0.5 noise, v, noise) and is a logistic discriminator with an L2 penalty. The base writes
 q ~ N(0, 1), the SFT model q ~ N(1, 1), demonstrators q ~ N(1.3, 1) in a style shifted by 2. Style varies among the
-samples of a policy, and goes with low quality there (correlation -0.5).
+samples of a policy, and goes with low quality there (correlation -0.5). Measured (500 training rows a class, a size
+that algorithms.md does not give): ranking accuracy 0.75, 0.54, 0.43; gain of best of 64 +1.65, +0.29, -0.54.
 
 Shapes: R repeats, N responses, F features.
 """

@@ -11,8 +11,9 @@ import yaml
 
 from tests.conftest import DEMO, run_rayalign
 
-NUM_PROMPTS, NUM_PER_PROMPT = 60, 2
-N = [8, 1, 4]
+NUM_PROMPTS, NUM_PER_PROMPT = 50, 2
+NUM_CHOSEN = 128  # prompts of best_of_n
+N = [4, 1, 2]
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def selection_values(planted_base: Path) -> dict[str, Any]:
     answerers = {
         "sft": "stage:sft/policy",
         "raft": "stage:raft/policy",
-        "best": {"policy": "stage:sft/policy", "reward": "stage:ratio/reward", "best_of": 8},
+        "best": {"policy": "stage:sft/policy", "reward": "stage:ratio/reward", "best_of": 4},
         "beyond": {"policy": "stage:sft/policy", "reference": base, "power": 2.0},
         "itself": {"policy": "stage:sft/policy", "reference": base, "power": 1.0, "min_prob": 1e-6},
     }
@@ -36,13 +37,13 @@ def selection_values(planted_base: Path) -> dict[str, Any]:
         sft,
         {"kind": "log_ratio", "name": "ratio", "policy": "stage:sft/policy", "reference": base},
         {
-            "kind": "best_of_n", "policy": "stage:sft/policy", "reward": "stage:ratio/reward", "n": N, "num_prompts": 200,
+            "kind": "best_of_n", "policy": "stage:sft/policy", "reward": "stage:ratio/reward", "n": N, "num_prompts": NUM_CHOSEN,
             "sampling": sampling, "golden": "planted",
         },
         {**sft, "name": "raft", "policy": "stage:sft/policy", "data": {"path": "stage:best_of_n/best.jsonl"}},
         {
             "kind": "evaluate", "models": answerers, "prompts": {"path": str(world / "eval_prompts.jsonl")},
-            "num_prompts": NUM_PROMPTS, "num_per_prompt": NUM_PER_PROMPT, "temperatures": [1.0, 0.5],
+            "num_prompts": NUM_PROMPTS, "num_per_prompt": NUM_PER_PROMPT, "temperatures": [1.0],
             "sampling": sampling, "reward": "stage:ratio/reward", "golden": "planted",
         },
     ]  # fmt: skip
@@ -54,7 +55,7 @@ def selection(selection_values: dict[str, Any], tmp_path_factory: pytest.TempPat
     """The folder of that run."""
     folder = tmp_path_factory.mktemp("selection")
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump({**selection_values, "run_dir": str(folder)}))
+    config.write_text(yaml.safe_dump({**selection_values, "run_dir": str(folder)}, sort_keys=False))
     done = run_rayalign("train", str(config))
     assert done.returncode == 0, done.stderr[-3000:]
     (folder / "selection" / "said.txt").write_text(done.stderr)
