@@ -30,7 +30,9 @@ class AvaStage(StageBase):
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = Field(32, description="demonstrations or pairs of one optimiser step")
-    heldout_frac: Number = Field(0.1, ge=0, lt=1, description="share of the prompts kept out, to report accuracy on")
+    heldout_frac: Number = Field(
+        0.1, ge=0, lt=1, description="share of the pairs' prompts kept out; demonstrations have data.heldout_frac"
+    )
 
     lambda_td: NonNegative = Field(0.5, description="weight of the TD error's likelihood; 1 in AVRIL, the flat border (T28)")
     gamma: Number = Field(1.0, ge=0, le=1)
@@ -39,14 +41,14 @@ class AvaStage(StageBase):
     sigma_floor: NonNegative = Field(0.1, description="least deviation of the reward; without it lambda > 1 diverges (T28)")
     end_term: bool = Field(True, description="trains the last token too; the paper's sum leaves the end out (T29)")
     negative_cap: Number | None = Field(
-        -6.0, lt=0, description="least log-prob of a rejected token that is still pushed down: (4.3) has no bound"
+        -6.0, lt=0, description="least log-prob under the policy of a rejected token that is still pushed down; no bound in (4.3)"
     )
     td_on: Literal["both", "chosen"] = Field("both", description="whose TD and KL terms count; the paper does not say")
     contrast: Literal["sum", "last"] = Field("sum", description="what the contrastive term compares; last in (4.4)")
     contrast_link: Literal["log_sigmoid", "sigmoid"] = Field("log_sigmoid", description="sigmoid in the paper (4.4)")
     contrast_weight: NonNegative = Field(50.0, description="1 in the paper, where it is lost among the tokens' terms")
 
-    reward_weights: bool = Field(True, description="attention's weights on both heads; false: ablation w/o rwt")
+    reward_weights: bool = Field(True, description="attention's weights on mean and deviation; false: ablation w/o rwt")
     weights_scale: Literal["length", "one"] = Field("length", description="what the weights sum to; one in the paper")
     negatives: bool = Field(True, description="the likelihood of rejected tokens; false: ablation w/o neg")
     irl: bool = Field(True, description="TD and KL terms; false: ablation w/o irl")

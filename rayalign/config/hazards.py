@@ -95,8 +95,8 @@ def _joint(stage: IrlStage) -> Iterator[str]:
     if both and "preference_temperature" not in reward.model_fields_set and stage.improve.kl_coef != 1:
         yield (
             ".reward.preference_temperature: demonstrations tell the reward in units of beta, preferences in the "
-            "annotators' own; left at 1, a mismatch biases the joint reward (T39): set it to how sharply they follow the reward, or to "
-            "1 if you mean it"
+            "annotators' own; left at 1, a mismatch biases the joint reward (T39): set it to how sharply they follow the "
+            "reward, or to 1 if you mean it"
         )
 
 
@@ -176,8 +176,8 @@ def _style(config: RunConfig, pairs: PairSource) -> Iterator[str]:
     whose = "a model fitted to them: nearly as good, in another style" if tuned else "another writer"
     yield (
         f".pairs: demonstrations against samples of {whose}; the reward may learn who wrote a text in the place of how "
-        f"good it is{', and best of n then gets worse with n' if tuned else ''} (T25): set better to samples of the SFT model "
-        "and worse to the base model's"
+        f"good it is{', and best of n then gets worse with n' if tuned else ''} (T25): set better to samples of the SFT "
+        "model and worse to the base model's"
     )
 
 

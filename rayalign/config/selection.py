@@ -68,7 +68,9 @@ def _kind_of_answerer(value: object) -> str:
     """Which of the three is meant, so that a fault is told of that one alone."""
     if isinstance(value, dict):
         return "best_of" if {"best_of", "reward"} & value.keys() else "extrapolated"
-    return {BestOf: "best_of", Extrapolated: "extrapolated"}.get(type(value), "model")
+    if isinstance(value, BestOf):
+        return "best_of"
+    return "extrapolated" if isinstance(value, Extrapolated) else "model"
 
 
 Answerer = Annotated[

@@ -15,8 +15,8 @@ from rayalign.engines.batching import concatenated_rows
 from rayalign.engines.learner import Learner, LossOutput, init_distributed, local_device, seed_everything
 from rayalign.errors import RayalignError
 from rayalign.models.batch import TokenBatch
-from rayalign.models.token_reward import TokenOutputs, TokenRewardModel, TokenRewardSettings
-from rayalign.objectives.ava import AvaObjective, AvaTerms, ava_terms, response_rewards
+from rayalign.models.token_reward import TokenRewardModel, TokenRewardSettings
+from rayalign.objectives.ava import AvaObjective, AvaTerms, AvaTokens, ava_terms, response_rewards
 from rayalign.objectives.reward import margin_demo_minus_agent, pair_accuracy_half_ties
 from rayalign.objectives.segments import segment_sum
 from rayalign.telemetry.metrics import Last, Max, Mean, Metrics
@@ -60,12 +60,12 @@ class AvaEngine:
         """One optimiser step on the mean of the loss over the demonstrations or pairs of all ranks."""
 
         def loss(model: Any, batch: TokenBatch) -> LossOutput:
-            outputs = model(batch)
-            terms = self._terms(outputs, batch, sequences)
+            tokens = model(batch)
+            terms = self._terms(tokens, batch, sequences)
             self._check_finite(terms)
-            # Every weight has a gradient, whatever terms count: ZeRO waits for all of them.
-            touched = sum(part.sum() for part in outputs.tokens) * 0
-            return LossOutput(terms.loss + touched, self._metrics(outputs, terms, batch))
+            # All heads have a gradient, whatever terms count: ZeRO waits for them.
+            touched = tokens.q.sum() + tokens.means.sum() + tokens.deviations.sum()
+            return LossOutput(terms.loss + 0 * touched, self._metrics(tokens, terms, batch))
 
         group_sizes = np.full(len(sequences) // self._group_size, self._group_size)
         metrics = self._learner.step(sequences, loss, denominator=len(group_sizes), group_sizes=group_sizes)
@@ -93,11 +93,11 @@ class AvaEngine:
             self._model.save(Path(reward), weights)
             self._model.save_policy(Path(policy), weights)
 
-    def _terms(self, outputs: TokenOutputs, batch: TokenBatch, sequences: Sequences) -> AvaTerms:
+    def _terms(self, tokens: AvaTokens, batch: TokenBatch, sequences: Sequences) -> AvaTerms:
         rejected = batch.rows % 2 == 1 if self._paired else np.zeros(len(batch.rows), dtype=bool)
-        device = outputs.tokens.means.device
+        device = tokens.means.device
         return ava_terms(
-            outputs.tokens,
+            tokens,
             batch.response_lengths,
             ended=torch.from_numpy(sequences.ended[batch.rows]).to(device),
             rejected=torch.from_numpy(rejected).to(device),
@@ -108,13 +108,13 @@ class AvaEngine:
         for name, term in terms.by_name().items():
             if not torch.isfinite(term):
                 raise RayalignError(
-                    f"AVA's {name} term is {float(term)} at optimiser step {self._learner.steps_done}; lower "
+                    f"AVA's {name} term is {float(term.detach())} at optimiser step {self._learner.steps_done}; lower "
                     "optimizer.learning_rate, or raise sigma_floor"
                 )
 
     @torch.no_grad()
-    def _metrics(self, outputs: TokenOutputs, terms: AvaTerms, batch: TokenBatch) -> Metrics:
-        deviations, floor = outputs.tokens.deviations, self._config.sigma_floor
+    def _metrics(self, tokens: AvaTokens, terms: AvaTerms, batch: TokenBatch) -> Metrics:
+        deviations, floor = tokens.deviations, self._config.sigma_floor
         num = len(batch.rows) / self._group_size
         on_floor = (deviations < NEAR_FLOOR * floor).sum()
         metrics: Metrics = {f"{name}_term": Mean(float(term), num) for name, term in terms.by_name().items()}
@@ -124,9 +124,9 @@ class AvaEngine:
             "sigma_min": Max(-float(deviations.min())),  # `fit` turns it over
             "sigma_on_floor_frac": Mean(float(on_floor), len(deviations)),
         }
-        chosen = outputs.policy_logprobs
+        chosen = tokens.policy_logprobs
         if self._paired:
-            values = response_rewards(outputs.tokens.means, batch.response_lengths, over=self._objective.contrast)
+            values = response_rewards(tokens.means, batch.response_lengths, over=self._objective.contrast)
             better, worse = values[0::2], values[1::2]
             metrics["pair_accuracy"] = Mean(float(pair_accuracy_half_ties(better, worse)), num)
             metrics["margin_chosen_minus_rejected"] = Mean(float(margin_demo_minus_agent(better, worse)), num)
@@ -135,7 +135,6 @@ class AvaEngine:
 
 
 def _measured(engine: Any, batch: TokenBatch) -> torch.Tensor:
-    outputs, lengths = engine(batch), batch.response_lengths
-    means = outputs.tokens.means
-    columns = [response_rewards(means, lengths, over="sum"), response_rewards(means, lengths, over="last")]
-    return torch.stack([*columns, segment_sum(outputs.policy_logprobs, lengths)], dim=-1)
+    tokens, lengths = engine(batch), batch.response_lengths
+    columns = [response_rewards(tokens.means, lengths, over=over) for over in ("sum", "last")]
+    return torch.stack([*columns, segment_sum(tokens.policy_logprobs, lengths)], dim=-1)

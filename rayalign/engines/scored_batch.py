@@ -86,10 +86,15 @@ class ScoredBatch:
         rewards = self.token_rewards(config.kl_coef if config.kl_in == "reward" else 0.0)
         if config.advantage == "gae":
             assert self.values is not None and config.critic is not None
+            # In float64: where the critic is right, whitening would blow up nothing but rounding errors.
             advantages, returns = generalised_advantages(
-                rewards, self.values, self.lengths, gamma=config.gamma, gae_lambda=config.critic.gae_lambda
+                rewards.double(),
+                self.values.double(),
+                self.lengths,
+                gamma=config.gamma,
+                gae_lambda=config.critic.gae_lambda,
             )
-            return batch_whiten(advantages), returns
+            return batch_whiten(advantages).float(), returns.float()
         if config.advantage == "reinforce_pp":
             return batch_whiten(rewards_to_go(rewards, self.lengths, gamma=config.gamma)), None
         of_sequences, groups = segment_sum(rewards, self.lengths), torch.from_numpy(self.sequences.prompt_ids)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -43,13 +43,6 @@ class TokenRewardSettings:
     sigma_floor: float
     alpha: float
     beta: float
-
-
-class TokenOutputs(NamedTuple):
-    """What one pass gives."""
-
-    tokens: AvaTokens
-    policy_logprobs: torch.Tensor  # [T] of the language model, without gradient; of B where Q has a head of its own
 
 
 class TokenRewardModel(nn.Module):
@@ -90,7 +83,7 @@ class TokenRewardModel(nn.Module):
             raise UserError(f"{path}: its {HEADS} cannot be loaded ({brief}); give a whole folder of a stage ava") from error
         return reward.eval()
 
-    def forward(self, batch: TokenBatch, *, rewards_only: bool = False) -> TokenOutputs:
+    def forward(self, batch: TokenBatch, *, rewards_only: bool = False) -> AvaTokens:
         """Everything about the response tokens; Q is left out where only rewards are wanted (all zeros then)."""
         plain = self.policy.plain
         states = plain.base_model(
@@ -100,7 +93,7 @@ class TokenRewardModel(nn.Module):
         means, deviations = self.heads(states.index_select(0, batch.responses_at), batch.response_lengths)
         if rewards_only:
             zeros = torch.zeros_like(means)
-            return TokenOutputs(AvaTokens(zeros, zeros, means, deviations), zeros)
+            return AvaTokens(zeros, zeros, zeros, means, deviations)
         settings = self.settings
         found = chunked_q(
             logit_head(plain) if settings.pretrained_q else self.heads.q,
@@ -111,11 +104,11 @@ class TokenRewardModel(nn.Module):
             chunk_tokens=self._chunk_tokens,
             min_chunks=-(-batch.most_labels // self._chunk_tokens),
         )
-        return TokenOutputs(AvaTokens(found.q, found.log_b, means, deviations), found.policy_logprobs)
+        return AvaTokens(*found, means, deviations)
 
     def scores(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """[B] rewards, and the [T] token rewards mu_t, weighted as trained, that sum to them."""
-        means = self(batch, rewards_only=True).tokens.means
+        means = self(batch, rewards_only=True).means
         return segment_sum(means, batch.response_lengths), means
 
     def wire_weights(self) -> Iterator[WireWeight]:

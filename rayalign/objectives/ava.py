@@ -18,10 +18,11 @@ from rayalign.objectives.sums import check_vectors, paired_difference
 
 
 class AvaTokens(NamedTuple):
-    """What a model says of the response tokens. All [T], with gradient."""
+    """What a model says of the response tokens. All [T], with gradient but for policy_logprobs."""
 
     q: Tensor
     log_b: Tensor  # of the Boltzmann policy over Q
+    policy_logprobs: Tensor  # of the language model; of B where Q has a head of its own
     means: Tensor
     deviations: Tensor  # above 0
 
@@ -48,7 +49,7 @@ class AvaTerms:
     """Scalar sums to be minimised, each with its weight; one that does not count is exactly 0."""
 
     likelihood: Tensor  # -log B of chosen tokens
-    negatives: Tensor  # +log B of rejected tokens, capped
+    negatives: Tensor  # +log B of rejected tokens
     kl: Tensor  # KL(q || N(0, 1))
     td: Tensor  # -lambda log q(delta)
     contrast: Tensor
@@ -71,14 +72,15 @@ def ava_terms(
     lengths[B]; ended[B] bool: the response ends with its end token; rejected[B] bool: the worse one of its pair. The n-th
     rejected response pairs with the n-th one that is not.
 
-    Departures: log B in place of (4.3)'s beta Q (boltzmann.py); a cap on the rejected tokens' log B; the last token of a
-    response that ended counts, with delta = Q, under `end_term` (T29); whose TD and KL terms count is a choice.
+    Departures: log B in place of (4.3)'s beta Q (boltzmann.py); rejected tokens are pushed down to `negative_cap` only; the
+    last token of a response that ended counts, with delta = Q, under `end_term` (T29); whose TD and KL terms count is a
+    choice.
     """
     check_vectors(*tokens)
     of_rejected = torch.repeat_interleave(rejected, lengths, output_size=len(tokens.q))
     counted = counted_tokens(lengths, ended=ended & objective.end_term, num_tokens=len(tokens.q))
     zero = tokens.means.new_zeros(())
-    log_b_rejected = tokens.log_b[counted & of_rejected]
+    pushed = capped(tokens.log_b, tokens.policy_logprobs, objective.negative_cap)[counted & of_rejected]
     kl = td = contrast = zero
     if objective.irl:
         tied = counted if objective.td_on == "both" else counted & ~of_rejected
@@ -92,7 +94,7 @@ def ava_terms(
         contrast = -objective.contrast_weight * contrastive_sum(margins, link=objective.contrast_link)
     return AvaTerms(
         likelihood=-tokens.log_b[counted & ~of_rejected].sum(),
-        negatives=capped(log_b_rejected, objective.negative_cap).sum() if objective.negatives else zero,
+        negatives=pushed.sum() if objective.negatives else zero,
         kl=kl,
         td=td,
         contrast=contrast,
@@ -144,13 +146,14 @@ def last_tokens(lengths: Tensor, *, num_tokens: int) -> Tensor:
     return last
 
 
-def capped(log_b: Tensor, cap: float | None) -> Tensor:
-    """max(log B, cap): tokens already below the cap are pushed no further, and have no gradient. [T] -> [T].
+def capped(log_b: Tensor, policy_logprobs: Tensor, cap: float | None) -> Tensor:
+    """log B, without a gradient where the policy's own log-prob is below the cap: [T], [T] -> [T]; values stay.
 
-    Needed with a Q head, whose log B has no bound. The pre-trained Q's has one, -log(e^(alpha beta) + V - 1); where that
-    lies above the cap, the cap is idle, and where V > e^-cap most rejected tokens lie below it from the start.
+    (4.3) pushes rejected tokens down without end where Q has a head of its own. The pre-trained Q's log B is bounded, but
+    by the vocabulary: from V = 403 on, log B of an even policy is below -6. So the cap looks at the policy instead, which
+    means the same in every vocabulary, and equal responses cancel exactly (T32).
     """
-    return log_b if cap is None else log_b.clamp(min=cap)
+    return log_b if cap is None else torch.where(policy_logprobs < cap, log_b.detach(), log_b)
 
 
 def response_rewards(means: Tensor, lengths: Tensor, *, over: Literal["sum", "last"]) -> Tensor:

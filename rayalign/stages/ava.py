@@ -165,6 +165,10 @@ def _say(context: RunContext, stage: AvaStage, watched: _Watched) -> None:
         margins = watched.heldout.margins["sum"]
         share = _num_won(margins) / len(margins)
         context.progress.say(f"{stage.name}: ranks {share:.0%} of {len(margins)} held-out pairs as they are")
+    if stage.irl and stage.lambda_td >= 1:
+        context.progress.say(
+            f"{stage.name}: with lambda_td {stage.lambda_td:g} deviations shrink towards sigma_floor; see sigma in report.json"
+        )
     if not stage.pretrained_q:
         context.progress.say(
             f"{stage.name}: with pretrained_q false Q has a head of its own and the language model's was not trained; "

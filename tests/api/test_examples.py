@@ -1,4 +1,4 @@
-"""Each example of docs/examples runs on the real parts, with your own function, reward actor or rollout actor."""
+"""Each example of docs/examples runs on the real parts, with your own function, reward actor, rollout actor or objective."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def config(loop_values: dict[str, Any], tmp_path: Path) -> Path:
         ("reward_function.py", "inprocess", "README.md"),
         ("reward_actor.py", "ray", "log_odds.json"),
         ("rollout_actor.py", "inprocess", "model.safetensors"),
+        ("objective.py", "inprocess", "model.safetensors"),
     ],
 )
 def test_example_runs(example: str, backend: str, reward_file: str, config: Path) -> None:

@@ -183,6 +183,10 @@ CONTRADICTIONS: list[tuple[list[str], list[str]]] = [
     (["stages.irl.sampling.top_p=0.9"], ["top_p (0.9)", "set it to 1"]),
     (["stages.irl.improve.minibatches=32"], ["minibatches (32)", "prompts_per_step (16)"]),
     (["model.lora.rank=8", "stages.irl.improve.reference=round"], ["with model.lora", "set it to start"]),
+    (
+        ["model.lora.rank=8", "stages.irl={kind: implicit, name: irl, policy: stage:sft/policy, rounds: 2}"],
+        ["stages.irl.reference", "with model.lora", "set it to start"],
+    ),
     (["model.attention=flash_attention_2", "model.dtype=float32"], ["flash_attention_2 has no float32"]),
     (["stages.sft.scratch={model_type: llama, max_position_embeddings: 64}"], ["(64)", "model.max_length (2048)"]),
     (["learner.deepspeed.train_batch_size=3"], ["train_batch_size follows from a stage's batch_size"]),

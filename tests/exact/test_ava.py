@@ -56,9 +56,8 @@ def q_of(logits: Tensor, *, alpha: float | None = 4.0, beta: float = 1.0, labels
 
 
 def random_tokens(*, alpha: float | None = 4.0, beta: float = 1.0) -> AvaTokens:
-    q, log_b, _ = q_of(random_table(NUM_TOKENS, V, seed=1), alpha=alpha, beta=beta)
-    deviations = random_table(NUM_TOKENS, seed=3, scale=0.3).exp()
-    return AvaTokens(q, log_b, random_table(NUM_TOKENS, seed=2), deviations)
+    found = q_of(random_table(NUM_TOKENS, V, seed=1), alpha=alpha, beta=beta)
+    return AvaTokens(*found, random_table(NUM_TOKENS, seed=2), random_table(NUM_TOKENS, seed=3, scale=0.3).exp())
 
 
 def terms_of(tokens: AvaTokens, objective: AvaObjective, *, ended: Tensor = ENDED, paired: bool = True) -> AvaTerms:
@@ -159,8 +158,8 @@ WORLD = TokenWorld(num_tokens=3, max_length=3)  # token 0 ends a response
 def world_terms(table: Tensor, objective: AvaObjective, *, alpha: float | None) -> AvaTerms:
     """AVA-d on every response of the world, rewards being standard."""
     rows, labels, lengths = WORLD.batch()
-    q, log_b, _ = q_of(table[rows], alpha=alpha, labels=labels)
-    tokens = AvaTokens(q, log_b, torch.zeros_like(q), torch.ones_like(q))
+    found = q_of(table[rows], alpha=alpha, labels=labels)
+    tokens = AvaTokens(*found, torch.zeros_like(found.q), torch.ones_like(found.q))
     nothing = torch.zeros(len(lengths), dtype=torch.bool)
     return ava_terms(tokens, lengths, ended=WORLD.ended, rejected=nothing, objective=objective)
 
@@ -204,8 +203,8 @@ def test_t29_td_reaches_the_end_token_through_the_next_q():
     grads = {}
     for lambda_td, gamma in ((0.5, 0.9), (0.0, 0.9), (0.5, 0.0)):
         leaf = logits.clone().requires_grad_()
-        q, log_b, _ = q_of(leaf, labels=LABELS[:3])
-        tokens = AvaTokens(q, log_b, torch.zeros_like(q), torch.ones_like(q))
+        found = q_of(leaf, labels=LABELS[:3])
+        tokens = AvaTokens(*found, torch.zeros_like(found.q), torch.ones_like(found.q))
         objective = replace(FULL, end_term=False, lambda_td=lambda_td, gamma=gamma)
         one = torch.tensor([3])
         terms = ava_terms(tokens, one, ended=one > 0, rejected=one < 0, objective=objective)
@@ -327,10 +326,10 @@ def test_t32_two_equal_responses_cancel():
     """Likelihood terms add up to 0, the sigmoid's value is 1/2, and the two sides' gradients are equal and opposite."""
     means = random_table(6, seed=2).requires_grad_()
     log_b = -random_table(3, seed=4).abs().repeat(2)
-    tokens = AvaTokens(log_b, log_b, means, torch.ones_like(log_b))
+    tokens = AvaTokens(log_b, log_b, log_b, means, torch.ones_like(log_b))
     twice, rejected = torch.tensor([3, 3]), torch.tensor([False, True])
     objective = replace(FULL, irl=False, contrast="last", contrast_link="sigmoid", contrast_weight=1.0)
-    equal = AvaTokens(log_b, log_b, means[:3].repeat(2), torch.ones_like(log_b))
+    equal = AvaTokens(log_b, log_b, log_b, means[:3].repeat(2), torch.ones_like(log_b))
     terms = ava_terms(equal, twice, ended=rejected | True, rejected=rejected, objective=objective)
     assert float(terms.likelihood + terms.negatives) == 0
     assert float(terms.contrast) == -0.5
@@ -339,16 +338,22 @@ def test_t32_two_equal_responses_cancel():
     assert slopes[2] == -slopes[5] != 0 and (slopes[[0, 1, 3, 4]] == 0).all()
 
 
-def test_t32_the_cap_breaks_the_cancellation():
-    """FOUND: capped, equal responses cancel in value only down to the cap; below it the chosen side pulls alone."""
+def test_t32_the_cap_stops_the_push_and_leaves_the_values():
+    """Tokens that the policy holds for less likely than the cap are not pushed down further; values still cancel.
+
+    FOUND: a cap on log B itself, max(log B, -6), would be idle in a small vocabulary and silence the whole term in one of
+    more than e^6 tokens, where log B of an even policy over the pre-trained Q is below -6 from the start.
+    """
     log_b = torch.tensor([-1.0, -8.0, -1.0, -8.0], dtype=torch.float64, requires_grad=True)
-    tokens = AvaTokens(log_b, log_b, torch.zeros(4).double(), torch.ones(4).double())
+    tokens = AvaTokens(log_b, log_b, log_b.detach(), torch.zeros(4).double(), torch.ones(4).double())
     two, rejected = torch.tensor([2, 2]), torch.tensor([False, True])
     objective = replace(FULL, irl=False, contrastive=False, negative_cap=-6.0)
     terms = ava_terms(tokens, two, ended=two > 0, rejected=rejected, objective=objective)
-    assert float(terms.loss.detach()) == 2
+    assert float(terms.loss.detach()) == 0
     assert gradient(terms.loss, log_b).tolist() == [-1, -1, 1, 0]
-    assert torch.equal(capped(log_b, None), log_b)
+    assert capped(log_b, log_b, None) is log_b
+    even = q_of(torch.zeros(1, 500, dtype=torch.float64), alpha=10.0, labels=torch.tensor([0]))
+    assert float(even.log_b) < -6 < float(even.policy_logprobs) + 1
 
 
 @pytest.mark.parametrize(("link", "at_zero", "most"), [("sigmoid", 1 / 4, 1 / 4), ("log_sigmoid", 1 / 2, 1.0)])
@@ -403,7 +408,7 @@ def test_t33_terms_by_hand():
             if CHOSEN[row]:
                 likelihood -= tokens.log_b[t]
             else:
-                negatives += max(tokens.log_b[t], torch.tensor(-1.7).double())
+                negatives += tokens.log_b[t]
         values.append(tokens.means[start : start + length].sum())
         start += length
     margins = torch.stack([values[0] - values[1], values[2] - values[3]])
@@ -455,8 +460,8 @@ def test_t34_gradients_of_the_td_term(alpha, gamma):
     """Through this Q and, with gamma, through the next one, and into both outputs of the reward head; by hand."""
     logits = random_table(3, V, seed=1)
     leaves = [logits.requires_grad_(), *(random_table(3, seed=seed).requires_grad_() for seed in (2, 3))]
-    q, log_b, _ = q_of(leaves[0], alpha=alpha, labels=LABELS[:3])
-    tokens = AvaTokens(q, log_b, leaves[1], leaves[2].exp())
+    q, *others = q_of(leaves[0], alpha=alpha, labels=LABELS[:3])
+    tokens = AvaTokens(q, *others, leaves[1], leaves[2].exp())
     three = torch.tensor([3])
     td = ava_terms(tokens, three, ended=three > 0, rejected=three < 0, objective=replace(FULL, gamma=gamma)).td
     by_q, by_mean, by_log_sigma = torch.autograd.grad(td, [q, *leaves[1:]], retain_graph=True)

@@ -15,7 +15,8 @@ from rayalign.config.model import LoraConfig
 from rayalign.errors import UserError
 from rayalign.models.batch import token_batch
 from rayalign.models.rewards import load_reward
-from rayalign.models.token_reward import TokenOutputs, TokenRewardModel, TokenRewardSettings
+from rayalign.models.token_reward import TokenRewardModel, TokenRewardSettings
+from rayalign.objectives.ava import AvaTokens
 from tests.models.tiny import (
     VOCABULARY,
     learner_config,
@@ -48,7 +49,7 @@ def lively(model: TokenRewardModel) -> TokenRewardModel:
 
 
 @torch.no_grad()
-def outputs(model: TokenRewardModel, *, packing: bool = False, rows: list[int] | None = None) -> TokenOutputs:
+def outputs(model: TokenRewardModel, *, packing: bool = False, rows: list[int] | None = None) -> AvaTokens:
     return model(token_batch(SEQUENCES, np.arange(6) if rows is None else np.array(rows), packing=packing))
 
 
@@ -76,11 +77,11 @@ def test_rewards_read_the_state_after_a_token_and_q_the_one_before(untied, packi
         q = (10 * probs).log_softmax(-1).gather(-1, labels)[:, 0]
         log_b = (5 * probs).log_softmax(-1).gather(-1, labels)[:, 0]
         deviations = (reward[:, 1].exp() ** 2 + 0.01) ** 0.5
-        parts = (q, log_b, reward[:, 0], deviations, probs.log().gather(-1, labels)[:, 0])
+        parts = AvaTokens(q, log_b, probs.log().gather(-1, labels)[:, 0], reward[:, 0], deviations)
         for column, part in zip(expected, parts, strict=True):
             column.append(part.detach())
     got = outputs(model, packing=packing)
-    for part, column in zip((*got.tokens, got.policy_logprobs), expected, strict=True):
+    for part, column in zip(got, expected, strict=True):
         torch.testing.assert_close(part, torch.cat(column), atol=2e-4, rtol=1e-4)
 
 
@@ -90,7 +91,7 @@ def test_weights_by_hand(untied, scale):
     weighted, plain = (lively(fresh(untied, replace(s, weights_scale=scale))) for s in (WEIGHTED, PLAIN))
     plain.heads.reward.load_state_dict(weighted.heads.reward.state_dict())
     lm = load_plain(untied)
-    found, bare = outputs(weighted).tokens, outputs(plain).tokens
+    found, bare = outputs(weighted), outputs(plain)
     start = 0
     for tokens, prompt_length in zip(SEQUENCES.tokens, SEQUENCES.prompt_lengths, strict=True):
         states = lm.base_model(input_ids=torch.from_numpy(tokens)[None]).last_hidden_state[0, prompt_length:]
@@ -109,10 +110,7 @@ def test_packed_padded_alone_and_in_chunks_are_the_same(untied, settings):
     model, chunked = (lively(fresh(untied, settings, logprob_chunk_tokens=chunk)) for chunk in (4096, 3))
     whole = outputs(model)
     alone = [outputs(model, rows=[row]) for row in range(6)]
-    joined = TokenOutputs(
-        type(whole.tokens)(*(torch.cat(column) for column in zip(*(part.tokens for part in alone), strict=True))),
-        torch.cat([part.policy_logprobs for part in alone]),
-    )
+    joined = AvaTokens(*(torch.cat(column) for column in zip(*alone, strict=True)))
     for other in (outputs(model, packing=True), outputs(chunked), joined):
         torch.testing.assert_close(other, whole, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(scores(model, packing=True), scores(model), atol=1e-4, rtol=1e-4)
@@ -124,12 +122,12 @@ def test_token_rewards_sum_to_the_score(untied):
     assert values.dtype == tokens.dtype == torch.float32 and (model.mean, model.std) == (0, 1)
     sums = torch.stack([part.sum() for part in tokens.split(SEQUENCES.response_lengths.tolist())])
     torch.testing.assert_close(values, sums)
-    torch.testing.assert_close(tokens, outputs(model).tokens.means)
+    torch.testing.assert_close(tokens, outputs(model).means)
 
 
 def test_fresh_heads_are_small_and_seeded(untied):
     """Rewards begin near N(0, 1), weights even; the seed alone decides the rest."""
-    tokens = outputs(fresh(untied)).tokens
+    tokens = outputs(fresh(untied))
     assert float(tokens.means.abs().max()) < 0.5
     assert 0.6 < float(tokens.deviations.min()) and float(tokens.deviations.max()) < 1.6
     heads = [fresh(untied, seed=seed).heads.reward.weight for seed in (0, 0, 1)]

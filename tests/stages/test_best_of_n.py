@@ -17,7 +17,7 @@ from rayalign.errors import DataError
 from rayalign.planted.tokenizer import save_tokenizer
 from rayalign.preflight.rows import first_rows
 from rayalign.stages.inputs import load_samples, sequences_of
-from tests.stages.conftest import N, NUM_CHOSEN, rows_of
+from tests.stages.conftest import NUM_CHOSEN, N, rows_of
 
 SAMPLE_KEYS = {"prompt", "response", "ended", "sampler_logprob", "prompt_tokens", "response_tokens"}
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from rayalign.config.load import parse_config
+from rayalign.config.selection import BestOf
+from rayalign.data.template import Template, load_tokenizer
 from rayalign.errors import UserError
-from tests.conftest import run_rayalign
+from rayalign.preflight.check import check_run
+from rayalign.stages.answerers import check_answerers
 from tests.models.tiny import save_tiny
 from tests.stages.conftest import NUM_PER_PROMPT, NUM_PROMPTS, rows_of
 
@@ -75,20 +78,22 @@ def test_a_slip_in_the_config_is_told_of_the_one_that_was_meant(model: Any, mess
         config_of(x=model)
 
 
-def test_a_reward_that_is_none_and_a_reference_of_other_tokens(
-    selection_values: dict[str, Any], selection: Path, tmp_path: Path
-) -> None:
-    """Told in one line, before a sample is drawn."""
-    sft = str(selection / "sft" / "policy")
+def test_a_policy_in_a_rewards_place(planted_base: Path) -> None:
+    """Told in one line when the stage begins, before a sample is drawn."""
+    base = planted_base / "base" / "policy"
+    template = Template(load_tokenizer(base))
+    config = SimpleNamespace(model=SimpleNamespace(trust_remote_code=False))
+    context: Any = SimpleNamespace(config=config, locate=str, tokenizer_path=str(base), template=lambda: template)
+    with pytest.raises(UserError, match=f"{base}: a language model, and no reward; name one") as error:
+        check_answerers(context, {"x": BestOf(policy=str(base), reward=str(base), best_of=2)})
+    assert "\n" not in str(error.value)
+
+
+def test_a_reference_of_other_tokens(selection_values: dict[str, Any], planted_base: Path, tmp_path: Path) -> None:
+    """Told before anything starts."""
     other = save_tiny(tmp_path / "other", vocab_size=50)
-    evaluate = selection_values["stages"][-1] | {"reward": None, "num_prompts": 4}
-    cases = {
-        f"{sft}: ": {"policy": sft, "reward": sft, "best_of": 2},
-        "other: knows 50 tokens, and the run's tokenizer": {"policy": sft, "reference": other},
-    }
-    for message, model in cases.items():
-        values = {**selection_values, "run_dir": str(tmp_path), "stages": [evaluate | {"models": {"x": model}}]}
-        file = tmp_path / "config.yaml"
-        file.write_text(yaml.safe_dump(values, sort_keys=False))
-        done = run_rayalign("train", str(file))
-        assert done.returncode == 2 and message in done.stderr.strip().splitlines()[-1], done.stderr[-2000:]
+    model = {"policy": str(planted_base / "base" / "policy"), "reference": other}
+    stage = selection_values["stages"][-1] | {"reward": None, "models": {"x": model}}
+    config = parse_config({**selection_values, "run_dir": str(tmp_path), "stages": [stage]})
+    with pytest.raises(UserError, match="models.x.reference: .*other: knows 50 tokens, and the run's tokenizer"):
+        check_run(config, config.stages)
