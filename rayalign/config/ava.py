@@ -41,7 +41,7 @@ class AvaStage(StageBase):
     sigma_floor: NonNegative = Field(0.1, description="least deviation of the reward; without it lambda > 1 diverges (T28)")
     end_term: bool = Field(True, description="trains the last token too; the paper's sum leaves the end out (T29)")
     negative_cap: Number | None = Field(
-        -6.0, lt=0, description="least log-prob under the policy of a rejected token that is still pushed down; no bound in (4.3)"
+        -6.0, lt=0, description="least log-prob under the policy of a rejected token that is pushed down; none in (4.3)"
     )
     td_on: Literal["both", "chosen"] = Field("both", description="whose TD and KL terms count; the paper does not say")
     contrast: Literal["sum", "last"] = Field("sum", description="what the contrastive term compares; last in (4.4)")

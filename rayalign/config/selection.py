@@ -10,7 +10,6 @@ from rayalign.config.base import Location, NonNegativeInt, Positive, PositiveInt
 from rayalign.config.data import DataConfig, DataSource
 from rayalign.config.stage_base import Input, SamplingConfig, StageBase, prompts_or_demonstrations, set_inputs
 
-
 # All candidates of a prompt are one request to vLLM, which takes no more than 16,384 of them.
 Candidates = Annotated[PositiveInt, Field(le=4096)]
 

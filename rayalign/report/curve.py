@@ -46,7 +46,8 @@ def best_of_line(curve: Mapping[str, Any]) -> str:
     """One sentence on the curve: what choosing gained, and whether it was too much (over-optimisation)."""
     points = curve["points"]
     first, last = points[0], points[-1]
-    told = f"best of {last['n']}: learned reward {_mean(last, 'reward')}, against {_mean(first, 'reward')} for n = {first['n']}"
+    told = f"best of {last['n']} against best of {first['n']}: learned reward {_mean(last, 'reward')} against "
+    told += _mean(first, "reward")
     if "golden" not in last:
         return told
     told += f"; golden {_mean(last, 'golden')} against {_mean(first, 'golden')}"

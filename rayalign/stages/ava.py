@@ -167,7 +167,7 @@ def _say(context: RunContext, stage: AvaStage, watched: _Watched) -> None:
         context.progress.say(f"{stage.name}: ranks {share:.0%} of {len(margins)} held-out pairs as they are")
     if stage.irl and stage.lambda_td >= 1:
         context.progress.say(
-            f"{stage.name}: with lambda_td {stage.lambda_td:g} deviations shrink towards sigma_floor; see sigma in report.json"
+            f"{stage.name}: with lambda_td {stage.lambda_td:g} deviations shrink to sigma_floor; see sigma in report.json"
         )
     if not stage.pretrained_q:
         context.progress.say(

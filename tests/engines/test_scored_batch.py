@@ -70,12 +70,12 @@ def test_reinforce_pp_is_whitened_reward_to_go():
 def test_gae_with_a_perfect_critic_has_nothing_to_say():
     """Values equal to the rewards to go: every advantage is 0 before whitening, and the returns are the values."""
     scored = batch()
-    rewards = scored.token_rewards(BETA)
+    rewards = scored.token_rewards(BETA).double()
     to_go = torch.cat([part.flip(0).cumsum(0).flip(0) for part in rewards.split(LENGTHS.tolist())])
     scored.values = to_go
     advantages, returns = scored.advantages(settings("gae"))
     assert advantages.abs().max() < 1e-4
-    torch.testing.assert_close(returns, to_go)
+    torch.testing.assert_close(returns, to_go.float())
 
 
 def test_kl_in_the_loss_stays_out_of_the_reward():

@@ -37,8 +37,8 @@ def selection_values(planted_base: Path) -> dict[str, Any]:
         sft,
         {"kind": "log_ratio", "name": "ratio", "policy": "stage:sft/policy", "reference": base},
         {
-            "kind": "best_of_n", "policy": "stage:sft/policy", "reward": "stage:ratio/reward", "n": N, "num_prompts": NUM_CHOSEN,
-            "sampling": sampling, "golden": "planted",
+            "kind": "best_of_n", "policy": "stage:sft/policy", "reward": "stage:ratio/reward", "n": N,
+            "num_prompts": NUM_CHOSEN, "sampling": sampling, "golden": "planted",
         },
         {**sft, "name": "raft", "policy": "stage:sft/policy", "data": {"path": "stage:best_of_n/best.jsonl"}},
         {

@@ -57,7 +57,7 @@ def test_the_largest_n_is_what_was_chosen(selection: Path) -> None:
 
 def test_the_picture_and_the_line(selection: Path) -> None:
     assert (selection / "best_of_n" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "best_of_n: best of 4: learned reward " in (selection / "said.txt").read_text()
+    assert "best_of_n: best of 4 against best of 1: learned reward " in (selection / "said.txt").read_text()
 
 
 def test_raft_distils_the_choice(selection: Path) -> None:

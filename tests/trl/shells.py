@@ -30,11 +30,12 @@ def shell(trainer: type, **attributes: Any) -> Any:
     )
     vars(bare).update(
         accelerator=one_process,
-        model=SimpleNamespace(training=True),
+        model=torch.nn.Module(),
         aux_loss_enabled=False,
         _metrics={"train": defaultdict(list)},
         **attributes,
     )
+    bare.model.is_gradient_checkpointing = False
     return bare
 
 
@@ -77,7 +78,6 @@ def trl_dpo_loss(
         _total_train_tokens=0,
         _tp_size=1,
     )
-    bare.model.is_gradient_checkpointing = False
     inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
     return bare._compute_loss(model(policy), inputs, False)
 
@@ -187,5 +187,4 @@ def trl_advantages(trainer: type, rewards: Tensor, *, group_size: int, **setting
         _pending_metrics={},
         **settings,
     )
-    bare.model.is_gradient_checkpointing = False
     return bare._generate_and_score_completions([{"prompt": "x"}] * num)["advantages"]
