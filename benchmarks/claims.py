@@ -7,6 +7,9 @@
 low world? Beside it: SFT with its epochs re-tuned (the best of five for each temperature, chosen on the very prompts
 it is judged on), best-of-16 over SFT with the reward that RFT learned, and the closed form pi_SFT^k / pi_0^(k-1).
 A cell is one base model and one seed (demonstrations, order, reward batches, rollouts); differences are paired by cell.
+
+A claim is a config of one cell (its last stage evaluates every method), what a cell is worth by method and temperature,
+and the method that the others are set against: see CLAIMS.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,34 +39,47 @@ EPOCHS = (1, 2, 3, 4, 6)
 TEMPERATURES = (1.0, 0.7, 0.5, 0.2)
 NUM_PROMPTS = 300  # held-out, the same ones for every method
 BEST_OF = 16
+POWERS = (2, 3)
+
+Golden = dict[str, dict[str, float]]  # by method, by temperature
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed of one method, on cells of base models and seeds."""
+
+    method: str  # that the others are subtracted from
+    config: Callable[[str], dict[str, Any]]  # of a cell, from the base model's folder; name and seed come on top
+    golden: Callable[[Golden], Golden]  # the methods to report, from the models evaluated
 
 
 def main() -> None:
-    """Runs what is not there yet, prints the table, writes rft.json."""
+    """Runs what is not there yet, prints the table, writes CLAIM.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("claim", choices=["rft"])
+    parser.add_argument("claim", choices=list(CLAIMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--bases", type=int, default=2)
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="cells at a time, one core each")
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="holds finished cells, by the code's digest")
     arguments = parser.parse_args()
     arguments.out /= code_digest()
+    claim = CLAIMS[arguments.claim]
     started = time.monotonic()
     with ThreadPoolExecutor(arguments.parallel) as pool:
         bases = list(pool.map(lambda b: make_base(arguments.out, b), range(arguments.bases)))
         cells = [(base, seed) for seed in range(arguments.seeds) for base in range(arguments.bases)]
-        found = list(pool.map(lambda cell: run_cell(arguments.out, bases[cell[0]], *cell), cells))
-    report = summarise(found)
+        found = list(pool.map(lambda cell: run_cell(claim, arguments.out / arguments.claim, bases[cell[0]], *cell), cells))
+    report = summarise(claim.method, found)
     report["wall_s"] = round(time.monotonic() - started, 1)
-    (arguments.out / "rft.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(table(report, cells))
+    (arguments.out / f"{arguments.claim}.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(table(claim.method, report, cells))
 
 
 def code_digest() -> str:
     """Names the code that decides what a cell is and how it is judged, so that cells of other code are not taken."""
     package = REPOSITORY / "rayalign"
-    files = [DEMO, *(REPOSITORY / "benchmarks" / name for name in ("claims.py", "controls.py"))]
-    for part in ("planted", "objectives", "engines", "stages"):
+    files = [DEMO, REPOSITORY / "benchmarks" / "claims.py"]
+    for part in ("planted", "objectives", "models", "engines", "evaluate", "stages"):
         files += sorted((package / part).rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
@@ -77,44 +95,57 @@ def make_base(out: Path, base: int) -> Path:
     return out / f"base{base}" / "base" / "policy"
 
 
-def run_cell(out: Path, base_folder: Path, base: int, seed: int) -> dict[str, Any]:
-    """SFT for each number of epochs, RFT, evaluation and controls; golden reward by method and temperature."""
+def run_cell(claim: Claim, out: Path, base_folder: Path, base: int, seed: int) -> dict[str, Any]:
+    """Trains and evaluates one cell; golden reward by method and temperature."""
     name = f"base{base}_seed{seed}"
-    values = yaml.safe_load(DEMO.read_text().replace("stage:base/policy", str(base_folder.resolve())))
+    values = claim.config(str(base_folder.resolve()))
     values |= {"name": name, "run_dir": str(out), "seed": seed, "placement": _one_core()}
+    values["stages"][0]["seed"] = seed
+    _train(out / f"{name}.yaml", values)
+    results = json.loads((out / name / values["stages"][-1]["name"] / "results.json").read_text())
+    by_model = {
+        model: {str(float(t)): cell["golden"]["mean"] for t, cell in by_t.items()}
+        for model, by_t in results["models"].items()
+    }
+    return {
+        "base": base,
+        "seed": seed,
+        "golden": claim.golden(by_model),
+        "reward_accuracy": results.get("reward_accuracy"),
+        "expert": results["expert"]["golden"],
+    }
+
+
+def rft_config(base: str) -> dict[str, Any]:
+    """The demo, with SFT for other numbers of epochs, and the controls that need no more training."""
+    values = yaml.safe_load(DEMO.read_text().replace("stage:base/policy", base))
     world, *rest = [s for s in values["stages"] if s["name"] not in {"pretrain", "base"}]
-    world["seed"] = seed
     sft = next(s for s in rest if s["name"] == "sft")
     others = [{**sft, "name": f"sft_{e}", "epochs": e} for e in EPOCHS if e != sft["epochs"]]
     evaluate = rest[-1]
+    best = {"policy": "stage:sft/policy", "reward": "stage:rft/reward", "best_of": BEST_OF}
     evaluate |= {"num_prompts": NUM_PROMPTS, "temperatures": list(TEMPERATURES)}
     evaluate["models"] = {
         **{s["name"]: f"stage:{s['name']}/policy" for s in others},
+        f"best_of_{BEST_OF}": best,
+        **{f"closed_form_k{k}": {"policy": "stage:sft/policy", "reference": base, "power": k} for k in POWERS},
         **evaluate["models"],
     }
-    candidates = [
-        {
-            "kind": "sample",
-            "name": f"best_of_{int(t * 10)}",
-            "policy": "stage:sft/policy",
-            "prompts": {"path": "stage:world/eval_prompts.jsonl"},
-            "num_prompts": NUM_PROMPTS,
-            "num_per_prompt": BEST_OF,
-            "sampling": {**evaluate["sampling"], "temperature": t},
-        }
-        for t in TEMPERATURES
-    ]
-    values["stages"] = [world, *others, *rest, *candidates]
-    _train(out / f"{name}.yaml", values)
-    controls = out / name / "controls.json"
-    if not controls.exists():
-        script = [sys.executable, str(REPOSITORY / "benchmarks" / "controls.py"), str(out / name), str(base_folder)]
-        subprocess.run(script, check=True, env=_environment())
-    return _golden(out / name, base, seed)
+    values["stages"] = [world, *others, *rest]
+    return values
 
 
-def summarise(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means, and paired differences RFT minus each other method, with 95% t intervals over seeds.
+def rft_golden(by_model: Golden) -> Golden:
+    """SFT's epochs re-tuned for each temperature; RFT last."""
+    tuned = [by_model["sft"], *(by_model[f"sft_{e}"] for e in EPOCHS if f"sft_{e}" in by_model)]
+    retuned = {t: max(row[t] for row in tuned) for t in by_model["sft"]}
+    order = [f"best_of_{BEST_OF}", *(f"closed_form_k{k}" for k in POWERS), "rft"]
+    first = {"base": by_model["base"], "sft": by_model["sft"], "sft_epochs_retuned": retuned}
+    return first | {method: by_model[method] for method in order}
+
+
+def summarise(judged: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means, and paired differences of one method minus each other one, with 95% t intervals over seeds.
 
     The base models of a seed share its demonstrations, so the seed's mean over them is one observation.
     """
@@ -125,30 +156,31 @@ def summarise(cells: list[dict[str, Any]]) -> dict[str, Any]:
             values.setdefault(cell["seed"], []).append(cell["golden"][method][str(temperature)])
         return [fmean(found) for found in values.values()]
 
-    report: dict[str, Any] = {"cells": cells, "golden": {}, "rft_minus": {}}
+    report: dict[str, Any] = {"cells": cells, "golden": {}, f"{judged}_minus": {}}
     for method in cells[0]["golden"]:
         report["golden"][method] = {str(t): mean_interval(by_seed(method, t)).as_dict() for t in TEMPERATURES}
-        if method == "rft":
+        if method == judged:
             continue
-        report["rft_minus"][method] = {}
+        report[f"{judged}_minus"][method] = {}
         for t in TEMPERATURES:
-            pair = paired_difference(by_seed("rft", t), by_seed(method, t))
-            report["rft_minus"][method][str(t)] = pair.difference.as_dict() | {
-                "positive": sum(c["golden"]["rft"][str(t)] > c["golden"][method][str(t)] for c in cells),
+            pair = paired_difference(by_seed(judged, t), by_seed(method, t))
+            report[f"{judged}_minus"][method][str(t)] = pair.difference.as_dict() | {
+                "positive": sum(c["golden"][judged][str(t)] > c["golden"][method][str(t)] for c in cells),
                 "excludes_zero": pair.excludes_zero,
             }
     return report
 
 
-def table(report: dict[str, Any], cells: list[tuple[int, int]]) -> str:
+def table(judged: str, report: dict[str, Any], cells: list[tuple[int, int]]) -> str:
     """The report as Markdown."""
     heads = " | ".join(f"T={t:g}" for t in TEMPERATURES)
     rule = "| --- |" + " --- |" * len(TEMPERATURES)
     lines = [f"Golden reward, {len(cells)} cells; mean +- half width of the 95% t interval over seeds", ""]
     lines += [f"| method | {heads} |", rule]
     lines += [f"| {method} | {_row(row)} |" for method, row in report["golden"].items()]
-    lines += ["", f"| RFT minus | {heads} |", rule]
-    lines += [f"| {method} | {_row(row, signed=True, cells=len(cells))} |" for method, row in report["rft_minus"].items()]
+    lines += ["", f"| {judged.upper()} minus | {heads} |", rule]
+    differences = report[f"{judged}_minus"].items()
+    lines += [f"| {method} | {_row(row, signed=True, cells=len(cells))} |" for method, row in differences]
     return "\n".join(lines)
 
 
@@ -159,25 +191,6 @@ def _row(row: dict[str, Any], *, signed: bool = False, cells: int = 0) -> str:
         count = f" ({estimate['positive']}/{cells})" if signed else ""
         texts.append(f"{estimate['mean']:{'+' if signed else ''}.3f}{half}{count}")
     return " | ".join(texts)
-
-
-def _golden(folder: Path, base: int, seed: int) -> dict[str, Any]:
-    results = json.loads((folder / "evaluate" / "results.json").read_text())
-    by_model = {
-        model: {str(float(t)): cell["golden"]["mean"] for t, cell in by_t.items()}
-        for model, by_t in results["models"].items()
-    }
-    tuned = [by_model.pop(f"sft_{e}") for e in EPOCHS if f"sft_{e}" in by_model] + [by_model["sft"]]
-    by_model["sft_epochs_retuned"] = {t: max(row[t] for row in tuned) for t in by_model["sft"]}
-    by_model |= json.loads((folder / "controls.json").read_text())
-    order = ["base", "sft", "sft_epochs_retuned", f"best_of_{BEST_OF}", "closed_form_k2", "closed_form_k3", "rft"]
-    return {
-        "base": base,
-        "seed": seed,
-        "golden": {method: by_model[method] for method in order},
-        "reward_accuracy": results["reward_accuracy"],
-        "expert": results["expert"]["golden"],
-    }
 
 
 def _train(config: Path, values: dict[str, Any]) -> None:
@@ -203,6 +216,8 @@ def _one_core() -> dict[str, Any]:
 def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+
+CLAIMS = {"rft": Claim("rft", rft_config, rft_golden)}
 
 if __name__ == "__main__":
     main()

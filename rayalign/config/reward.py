@@ -10,7 +10,7 @@ from rayalign.config.base import Location, NonNegative, Positive, PositiveInt, S
 from rayalign.config.model import OptimizerConfig
 
 PairLoss = Literal["bradley_terry", "linear", "logistic"]
-Divergence = Literal["reverse_kl", "jensen_shannon", "jensen_shannon_softplus", "forward_kl"]
+Divergence = Literal["reverse_kl", "jensen_shannon", "jensen_shannon_softplus", "forward_kl", "forward_kl_exp"]
 Weighting = Literal["counts", "means"]
 
 
@@ -26,7 +26,8 @@ class RewardConfig(Strict):
     )
     divergence: Divergence = Field(
         "reverse_kl",
-        description="what the policy is paid for the logit h (AfD 2.4): h, log sigmoid(h), softplus(h) or -h exp(h)",
+        description="what the policy is paid for the logit h (AfD 2.4): h, log sigmoid(h), softplus(h), the published "
+        "-h exp(h), whose policy gradient points the other way (T24), or exp(h), whose does not",
     )
     demonstration_weight: NonNegative = Field(1.0, description="w1 of AIHF (5.1); 0 leaves the preferences alone (RLHF)")
     preference_weight: NonNegative = Field(0.0, description="w2 of AIHF (5.1), on data.preferences; 0 is RFT")

@@ -9,10 +9,10 @@ import torch
 
 from rayalign.engines.batching import concatenated_rows
 from rayalign.engines.learner import Learner, init_distributed, local_device, seed_everything
-from rayalign.engines.pair_step import PAIR_LOSSES, PairTerm, pair_step
+from rayalign.engines.pair_step import PairTerm, pair_step
 from rayalign.errors import RayalignError
 from rayalign.models.reward import RewardModel
-from rayalign.objectives.reward import standardise
+from rayalign.objectives.reward import PAIR_LOSSES, standardise
 from rayalign.ports import FitSetup
 from rayalign.telemetry.metrics import Metrics
 from rayalign.types import Sequences

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,27 +11,10 @@ import torch
 
 from rayalign.engines.learner import Learner, LossOutput
 from rayalign.models.batch import TokenBatch
-from rayalign.objectives.reward import (
-    bradley_terry_loss,
-    linear_irl_loss,
-    logistic_loss,
-    margin_demo_minus_agent,
-    pair_accuracy_half_ties,
-)
+from rayalign.objectives.reward import margin_demo_minus_agent, pair_accuracy_half_ties
 from rayalign.ports import PairLossFn
 from rayalign.telemetry.metrics import Mean, Metrics
 from rayalign.types import Sequences
-
-
-def _logistic_pairs(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
-    """AfD's discriminator (2.3) on as many of each: better[N], worse[N] -> scalar sum."""
-    is_better = torch.cat([torch.ones_like(better), torch.zeros_like(worse)]).bool()
-    return logistic_loss(torch.cat([better, worse]), is_better)
-
-
-PAIR_LOSSES: MappingProxyType[str, PairLossFn] = MappingProxyType(
-    {"bradley_terry": bradley_terry_loss, "linear": linear_irl_loss, "logistic": _logistic_pairs}
-)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from rayalign.engines.learner import (
     local_device,
     seed_everything,
 )
-from rayalign.engines.pair_step import PAIR_LOSSES, PairTerm, pair_step
+from rayalign.engines.pair_step import PairTerm, pair_step
 from rayalign.errors import RayalignError
 from rayalign.models.reward import RewardModel
-from rayalign.objectives.reward import DIVERGENCES, joint_coefficients, preference_loss, standardise
+from rayalign.objectives.reward import DIVERGENCES, PAIR_LOSSES, joint_coefficients, preference_loss, standardise
 from rayalign.ports import RewardSetup
 from rayalign.telemetry.metrics import Last, Metrics, Sum, merge
 from rayalign.types import Rollout, Scores, Sequences

@@ -192,6 +192,14 @@ def test_what_the_recipes_must_have() -> None:
         assert dense and {"reward", "direct"} <= stages_of(name).keys()
 
 
+def test_the_page_has_a_row_for_each() -> None:
+    """docs/recipes.md: the first column holds every name once, and the data is what the config says."""
+    table = (REPOSITORY / "docs" / "recipes.md").read_text().split("| recipe |")[1].split("\n\n")[0]
+    rows = [line.split(" | ") for line in table.splitlines()[2:]]
+    told = {name: row[3] for row in rows for name in row[0].removeprefix("| ").split(", ")}
+    assert told == {recipe.name: ", ".join(recipe.data) for recipe in RECIPES}
+
+
 def test_an_unknown_recipe() -> None:
     with pytest.raises(ConfigError, match="'rtf' is no recipe; did you mean rft?"):
         find_recipe("rtf")

@@ -156,7 +156,10 @@ def test_bad_settings_are_refused(change, message):
         dft_loss(torch.zeros(2), torch.zeros(2, 3), torch.zeros(2, 3), **setting)
 
 
-@pytest.mark.parametrize("shapes", [((2,), (2,), (2,)), ((2,), (2, 3), (2, 2)), ((2,), (3, 2), (3, 2)), ((2,), (2, 0), (2, 0))])
+@pytest.mark.parametrize(
+    "shapes",
+    [((2,), (2,), (2,)), ((2,), (2, 3), (2, 2)), ((2,), (3, 2), (3, 2)), ((2,), (2, 0), (2, 0)), ((2, 1), (2, 1), (2, 1))],
+)
 def test_tables_of_another_shape_are_refused(shapes):
     with pytest.raises(ValueError, match=r"want demos \[B\] and two tables \[B, M\]"):
         dft_loss(*(torch.zeros(shape) for shape in shapes), tau=1.0, log_averages=None, decay=0.5)

@@ -15,7 +15,7 @@ from rayalign.models.token_reward import TokenRewardModel
 from tests.conftest import DEMO, run_rayalign
 from tests.models.tiny import learner_config, load_plain, model_config, plain_logits, random_sequences
 
-NUM_STEPS = 25
+NUM_STEPS = 18
 FAST = {"batch_size": 24, "optimizer": {"learning_rate": 3e-4}}
 
 
@@ -33,7 +33,7 @@ def ava_values(planted_base: Path) -> dict[str, Any]:
         {**ava, "name": "direct", "variant": "demonstrations", "alpha": 50.0, "max_steps": 8, "epochs": 9},
         {
             "kind": "sample", "name": "drawn", "policy": "stage:ava/reward", "num_prompts": 20,
-            "sampling": {"max_new_tokens": 26},
+            "prompts": values["data"]["demonstrations"], "sampling": {"max_new_tokens": 26},
         },
         {**ava, "name": "self", "pairs": pairs, "heldout_frac": 0.0, "weights_scale": "one", "pretrained_q": False},
     ]  # fmt: skip

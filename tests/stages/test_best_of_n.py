@@ -12,14 +12,27 @@ import numpy as np
 import pytest
 
 from rayalign.config.data import DataSource
+from rayalign.config.selection import BestOf
 from rayalign.data.template import Template, load_tokenizer
-from rayalign.errors import DataError
+from rayalign.errors import DataError, UserError
 from rayalign.planted.tokenizer import save_tokenizer
 from rayalign.preflight.rows import first_rows
+from rayalign.stages.answerers import check_answerers
 from rayalign.stages.inputs import load_samples, sequences_of
 from tests.stages.conftest import NUM_CHOSEN, N, rows_of
 
 SAMPLE_KEYS = {"prompt", "response", "ended", "sampler_logprob", "prompt_tokens", "response_tokens"}
+
+
+def test_a_policy_in_a_rewards_place(planted_base: Path) -> None:
+    """Told in one line when the stage begins, before a sample is drawn."""
+    base = planted_base / "base" / "policy"
+    template = Template(load_tokenizer(base))
+    config = SimpleNamespace(model=SimpleNamespace(trust_remote_code=False))
+    context: Any = SimpleNamespace(config=config, locate=str, tokenizer_path=str(base), template=lambda: template)
+    with pytest.raises(UserError, match=f"{base}: a language model, and no reward; name one") as error:
+        check_answerers(context, {"x": BestOf(policy=str(base), reward=str(base), best_of=2)})
+    assert "\n" not in str(error.value)
 
 
 def test_the_best_of_each_prompt_as_a_sample_stage_stores_it(selection: Path) -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rayalign.config.load import parse_config
-from rayalign.config.selection import BestOf
-from rayalign.data.template import Template, load_tokenizer
 from rayalign.errors import UserError
 from rayalign.preflight.check import check_run
-from rayalign.stages.answerers import check_answerers
 from tests.models.tiny import save_tiny
 from tests.stages.conftest import NUM_PER_PROMPT, NUM_PROMPTS, rows_of
 
@@ -76,17 +72,6 @@ def config_of(**models: Any) -> Any:
 def test_a_slip_in_the_config_is_told_of_the_one_that_was_meant(model: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         config_of(x=model)
-
-
-def test_a_policy_in_a_rewards_place(planted_base: Path) -> None:
-    """Told in one line when the stage begins, before a sample is drawn."""
-    base = planted_base / "base" / "policy"
-    template = Template(load_tokenizer(base))
-    config = SimpleNamespace(model=SimpleNamespace(trust_remote_code=False))
-    context: Any = SimpleNamespace(config=config, locate=str, tokenizer_path=str(base), template=lambda: template)
-    with pytest.raises(UserError, match=f"{base}: a language model, and no reward; name one") as error:
-        check_answerers(context, {"x": BestOf(policy=str(base), reward=str(base), best_of=2)})
-    assert "\n" not in str(error.value)
 
 
 def test_a_reference_of_other_tokens(selection_values: dict[str, Any], planted_base: Path, tmp_path: Path) -> None:
