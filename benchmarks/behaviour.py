@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,7 +50,6 @@ class Behaviour:
     statements: tuple[Statement, ...] = ()
     change: Callable[[dict[str, dict[str, Any]]], Stages] | None = None
     makes_own_base: bool = False  # its base differs from the other recipes'
-    keys: dict[str, Any] = field(default_factory=dict)
 
 
 def cell_config(claim: Behaviour, base: str) -> dict[str, Any]:
@@ -205,7 +204,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
         "aihf",
         tuple(_above("aihf", "sft", f"golden@{t}", f"joint over SFT at T = {t}") for t in ("1", "0.7", "0.5", "0.2")),
     ),
-    "rft": Behaviour(
+    "rft_rounds": Behaviour(
         "rft", (_above("rft", "sft"), _above("rounds_4", "rounds_1", text="beta 3: four rounds over one"))
     ),
     "demonstrations_to_rewards": Behaviour(

@@ -2,6 +2,8 @@
 
     python benchmarks/claims.py rft                 # 2 base models x 5 seeds, about half an hour on two cores
     python benchmarks/claims.py rft --seeds 1 --bases 1
+    python benchmarks/claims.py irft                # 3 seeds of a recipe's planted run, some minutes; see behaviour.py
+    python benchmarks/claims.py recipes             # all of them
 
 `rft`: does RFT beat SFT on the same demonstrations in golden reward, at every decoding temperature, in the planted
 low world? Beside it: SFT with its epochs re-tuned (the best of five for each temperature, chosen on the very prompts
@@ -29,6 +31,8 @@ from statistics import fmean
 from typing import Any
 
 import yaml
+from behaviour import BEHAVIOURS, cell_config, measures
+from behaviour import report as report_of
 
 from rayalign.config.load import dump_config, parse_config
 from rayalign.evaluate.statistics import mean_interval, paired_difference
@@ -56,23 +60,48 @@ class Claim:
 def main() -> None:
     """Runs what is not there yet, prints the table, writes CLAIM.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("claim", choices=list(CLAIMS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--bases", type=int, default=2)
+    parser.add_argument("claim", choices=[*CLAIMS, *BEHAVIOURS, "recipes"])
+    parser.add_argument("--seeds", type=int, help="5 for rft, 3 for the recipes")
+    parser.add_argument("--bases", type=int, default=2, help="base models; the recipes have one")
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="cells at a time, one core each")
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="holds finished cells, by the code's digest")
     arguments = parser.parse_args()
     arguments.out /= code_digest()
-    claim = CLAIMS[arguments.claim]
-    started = time.monotonic()
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        bases = list(pool.map(lambda b: make_base(arguments.out, b), range(arguments.bases)))
-        cells = [(base, seed) for seed in range(arguments.seeds) for base in range(arguments.bases)]
-        found = list(pool.map(lambda cell: run_cell(claim, arguments.out / arguments.claim, bases[cell[0]], *cell), cells))
+        if arguments.claim in CLAIMS:
+            _claim(arguments, CLAIMS[arguments.claim], pool)
+        else:
+            names = list(BEHAVIOURS) if arguments.claim == "recipes" else [arguments.claim]
+            _behaviours(arguments.out, names, arguments.seeds or 3, pool)
+
+
+def _claim(arguments: argparse.Namespace, claim: Claim, pool: ThreadPoolExecutor) -> None:
+    started = time.monotonic()
+    bases = list(pool.map(lambda b: make_base(arguments.out, b), range(arguments.bases)))
+    cells = [(base, seed) for seed in range(arguments.seeds or 5) for base in range(arguments.bases)]
+    found = list(pool.map(lambda cell: run_cell(claim, arguments.out / arguments.claim, bases[cell[0]], *cell), cells))
     report = summarise(claim.method, found)
     report["wall_s"] = round(time.monotonic() - started, 1)
     (arguments.out / f"{arguments.claim}.json").write_text(json.dumps(report, indent=2) + "\n")
     print(table(claim.method, report, cells))
+
+
+def _behaviours(out: Path, names: list[str], seeds: int, pool: ThreadPoolExecutor) -> None:
+    """Prints each recipe's table as soon as its seeds are there; writes NAME.json."""
+    base = str(make_base(out, 0).resolve())
+
+    def run(name: str, seed: int) -> dict[str, dict[str, float]]:
+        values = cell_config(BEHAVIOURS[name], base) | {"name": f"seed{seed}", "run_dir": str(out / name)}
+        values |= {"seed": seed, "placement": _one_core()}
+        values["stages"][0]["seed"] = seed
+        _train(out / name / f"seed{seed}.yaml", values)
+        return measures(out / name / f"seed{seed}")
+
+    pending = {name: [pool.submit(run, name, seed) for seed in range(seeds)] for name in names}
+    for name, cells in pending.items():
+        found = [cell.result() for cell in cells]
+        (out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+        print(report_of(BEHAVIOURS[name], found), end="\n\n", flush=True)
 
 
 def code_digest() -> str:

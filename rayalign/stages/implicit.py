@@ -106,8 +106,7 @@ def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> 
                     fresh = groups.sample(_batch(rows, step, stage.batch_size), stage.rounds + done)
                 metrics = groups.policy.fit_step(fresh)
                 watch.log(round_number, prefixed(metrics, "policy"))
-                note = {"margin": values(metrics).get("margin_demo_minus_agent", float("nan"))}
-                bar.update(advance=1, round=(round_number + 1, stage.rounds), note=note)
+                bar.update(advance=1, round=(round_number + 1, stage.rounds), note=_note(values(metrics)))
                 done += 1
             if groups.rollout is not None:
                 groups.policy.sync()
@@ -145,6 +144,12 @@ def _start_groups(context: RunContext, stage: ImplicitStage) -> Iterator[Implici
         yield ImplicitGroups(context, stage, rollout, ImplicitGroup(workers, rollout), split, path)
     finally:
         workers.close()
+
+
+def _note(found: dict[str, float]) -> dict[str, float]:
+    """What the bar shows of a step."""
+    shown = {"margin": "margin_demo_minus_agent", "preference margin": "margin_chosen_minus_rejected", "nll": "demo_nll"}
+    return {name: found[key] for name, key in shown.items() if key in found}
 
 
 def _batch(rows: np.ndarray, step: int, size: int) -> np.ndarray:

@@ -21,13 +21,16 @@ LIMITS = {"num_prompts": 6, "num_per_prompt": 2, "max_steps": 2, "epochs": 1, "b
 NO_OTHER = {"num_examples": 0, "temperatures": [1.0]}
 
 
-@pytest.fixture(scope="module")
-def everything(planted_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One run of the stages of all recipes, each under its recipe's name."""
+NUM_RUNS = 4  # one start of vLLM serves a quarter of the recipes
+
+
+@pytest.fixture(scope="module", params=range(NUM_RUNS))
+def some(request: pytest.FixtureRequest, planted_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of the stages of some recipes, each under its recipe's name."""
     folder = tmp_path_factory.mktemp("recipes")
-    configs = {name: _of(name, planted_base) for name in RECIPES}
+    configs = {name: _of(name, planted_base) for name in RECIPES[request.param :: NUM_RUNS]}
     stages = [stage for name, values in configs.items() for stage in _renamed(name, values["stages"])]
-    shared = configs["aihf"]
+    shared = _of("aihf", planted_base)  # it names all the data there is
     shared |= {"name": "all", "run_dir": str(folder), "stages": stages, "placement": {"backend": "inprocess"}}
     file = folder / "all.yaml"
     file.write_text(yaml.safe_dump(shared))
@@ -36,13 +39,13 @@ def everything(planted_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder / "all"
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_each_stage_of_a_recipe_leaves_its_artifacts_and_finite_numbers(everything: Path, recipe: str) -> None:
-    stages = [stage for stage in load_config(PLANTED / f"{recipe}.yaml").stages if stage.name not in WORLD]
-    rows = [json.loads(line) for line in (everything / "metrics.jsonl").read_text().splitlines()]
+def test_each_stage_of_a_recipe_leaves_its_artifacts_and_finite_numbers(some: Path) -> None:
+    rows = [json.loads(line) for line in (some / "metrics.jsonl").read_text().splitlines()]
+    stages = load_config(some / "config.yaml").stages
+    assert len(stages) > 10
     for stage in stages:
-        name = _name(recipe, stage.name)
-        missing = [artifact for artifact in stage.artifacts() if not (everything / name / artifact).exists()]
+        name = stage.name
+        missing = [artifact for artifact in stage.artifacts() if not (some / name / artifact).exists()]
         assert not missing, f"{name} left no {missing}"
         numbers = [value for row in rows if row["stage"] == name for value in row.values() if isinstance(value, float)]
         assert all(math.isfinite(value) for value in numbers), name
