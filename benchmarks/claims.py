@@ -3,7 +3,7 @@
     python benchmarks/claims.py rft                 # 2 base models x 5 seeds, about half an hour on two cores
     python benchmarks/claims.py rft --seeds 1 --bases 1
     python benchmarks/claims.py irft                # 3 seeds of a recipe's planted run, some minutes; see behaviour.py
-    python benchmarks/claims.py recipes             # all of them
+    python benchmarks/claims.py aihf rlhf           # one after the other; `recipes` are all of them
 
 `rft`: does RFT beat SFT on the same demonstrations in golden reward, at every decoding temperature, in the planted
 low world? Beside it: SFT with its epochs re-tuned (the best of five for each temperature, chosen on the very prompts
@@ -60,29 +60,29 @@ class Claim:
 def main() -> None:
     """Runs what is not there yet, prints the table, writes CLAIM.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("claim", choices=[*CLAIMS, *BEHAVIOURS, "recipes"])
+    parser.add_argument("claims", nargs="+", choices=[*CLAIMS, *BEHAVIOURS, "recipes"], metavar="CLAIM")
     parser.add_argument("--seeds", type=int, help="5 for rft, 3 for the recipes")
     parser.add_argument("--bases", type=int, default=2, help="base models; the recipes have one")
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="cells at a time, one core each")
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="holds finished cells, by the code's digest")
     arguments = parser.parse_args()
     arguments.out /= code_digest()
+    names = list(BEHAVIOURS) if "recipes" in arguments.claims else [n for n in arguments.claims if n in BEHAVIOURS]
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        if arguments.claim in CLAIMS:
-            _claim(arguments, CLAIMS[arguments.claim], pool)
-        else:
-            names = list(BEHAVIOURS) if arguments.claim == "recipes" else [arguments.claim]
+        for name in CLAIMS.keys() & set(arguments.claims):
+            _claim(name, arguments, pool)
+        if names:
             _behaviours(arguments.out, names, arguments.seeds or 3, pool)
 
 
-def _claim(arguments: argparse.Namespace, claim: Claim, pool: ThreadPoolExecutor) -> None:
-    started = time.monotonic()
+def _claim(name: str, arguments: argparse.Namespace, pool: ThreadPoolExecutor) -> None:
+    started, claim = time.monotonic(), CLAIMS[name]
     bases = list(pool.map(lambda b: make_base(arguments.out, b), range(arguments.bases)))
     cells = [(base, seed) for seed in range(arguments.seeds or 5) for base in range(arguments.bases)]
-    found = list(pool.map(lambda cell: run_cell(claim, arguments.out / arguments.claim, bases[cell[0]], *cell), cells))
+    found = list(pool.map(lambda cell: run_cell(claim, arguments.out / name, bases[cell[0]], *cell), cells))
     report = summarise(claim.method, found)
     report["wall_s"] = round(time.monotonic() - started, 1)
-    (arguments.out / f"{arguments.claim}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     print(table(claim.method, report, cells))
 
 

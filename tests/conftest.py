@@ -61,7 +61,12 @@ def demo_values() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def planted_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a small world and a base model that writes its grammar: stages `world` and `base`."""
+    """A run folder with a small world and a base model that writes its grammar: stages `world` and `base`.
+
+    RAYALIGN_TEST_BASE names one that an earlier session made: a minute less for who runs one test again and again.
+    """
+    if ready := os.environ.get("RAYALIGN_TEST_BASE"):
+        return Path(ready)
     folder = tmp_path_factory.mktemp("planted")
     values = demo_values()
     stages = {stage["name"]: stage for stage in values["stages"]}

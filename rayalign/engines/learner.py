@@ -8,6 +8,7 @@ gradient is (sum over all ranks and micro-batches) / denominator, whatever the s
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -286,6 +287,20 @@ def init_distributed() -> None:
     deepspeed = _deepspeed()
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
+    _forget_ended_groups(deepspeed.utils.groups)
+
+
+def _forget_ended_groups(groups: Any) -> None:
+    """DeepSpeed keeps the groups that it has made; vLLM ends all of a process when an engine in it is closed.
+
+    Where that has happened (a second run in one process) they are made anew.
+    """
+    if groups._WORLD_GROUP is None:
+        return
+    try:
+        torch.distributed.get_global_rank(groups._WORLD_GROUP, 0)
+    except ValueError:
+        importlib.reload(groups)
 
 
 def _deepspeed() -> Any:

@@ -35,7 +35,7 @@ ALL = templates()
 
 
 @pytest.mark.parametrize("conversation", [QUESTION, DIALOGUE])
-def test_training_and_generation_see_the_same_prompt(template, conversation):
+def test_t17_training_and_generation_see_the_same_prompt(template, conversation):
     prompt = prompt_tokens(template, conversation)
     sequence, prompt_length = sequence_tokens(template, conversation, "The answer.")
     assert sequence[:prompt_length] == prompt
