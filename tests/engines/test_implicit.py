@@ -9,37 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from rayalign.config.loops import ImplicitStage
-from rayalign.config.model import OptimizerConfig
 from rayalign.engines.implicit import ImplicitEngine
 from rayalign.errors import StaleSamples
-from rayalign.ports import ImplicitSetup
 from rayalign.telemetry.metrics import values
 from rayalign.types import Ragged, Rollout, Sequences
 from tests.engines.gradients import DESCENT, DESCENT_RATE, distance
-from tests.engines.toy import demonstrations, samples, weights_of
-from tests.models.tiny import learner_config, load_plain, model_config, plain_logprobs
+from tests.engines.toy import demonstrations, implicit_engine, samples, weights_of
+from tests.models.tiny import learner_config, load_plain, plain_logprobs
 
 DEMOS = demonstrations(6)
 AGENT = samples(6)
-FAST = OptimizerConfig(learning_rate=3e-3, eps=1e-3)
 
 
-def engine_of(folder: str, *, pairs: Any = None, loss: Any = None, micro: int = 64, **config: Any) -> ImplicitEngine:
-    """An engine on six demonstrations, and on preference pairs if given; `config` goes to ImplicitStage."""
-    stage = ImplicitStage(policy=folder, **{"optimizer": FAST, "beta": 0.5, "batch_size": 6, **config})
-    return ImplicitEngine(
-        ImplicitSetup(
-            path=folder,
-            model=model_config(),
-            learner=learner_config(micro_batch_tokens=micro),
-            config=stage,
-            seed=0,
-            demonstrations=DEMOS if stage.demonstrations else None,
-            preferences=pairs,
-            loss=loss,
-        )
-    )
+def engine_of(folder: str, *, micro: int = 64, **keys: Any) -> ImplicitEngine:
+    """`toy.implicit_engine`, cut into micro-batches of so many tokens."""
+    return implicit_engine(folder, learner=learner_config(micro_batch_tokens=micro), **keys)
 
 
 def sums(folder: str, sequences: Sequences) -> torch.Tensor:

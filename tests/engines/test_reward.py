@@ -175,3 +175,34 @@ def test_a_reward_from_a_function():
         FunctionReward(lambda prompts, responses: [0.0], decode, decode).score([rollout])
     with pytest.raises(RayalignError, match="sample 1.*nan"):
         FunctionReward(lambda prompts, responses: [0.0, math.nan, 1.0], decode, decode).score([rollout])
+
+
+def test_preferences_are_learned_from_beside_demonstrations(untied):
+    """AIHF: both sources' pairs part; the metrics of each are told apart."""
+    preferences = (samples(4, first=6).sequences, demonstrations(4, first=6))  # against the demonstrations' direction
+    engine = reward_engine(untied, demonstrations(), preferences=preferences, preference_weight=5.0, steps=30)
+    found = values(engine.update([samples()]))
+    assert {"pair_accuracy", "preference_pair_accuracy", "margin_chosen_minus_rejected"} <= found.keys()
+    assert found["preference_pair_accuracy"] > 0.9
+
+
+def test_without_weight_on_demonstrations_the_policy_is_never_asked(untied):
+    """T35: the preferences' reward alone (RLHF), from no rollouts at all; with weight, none are an error."""
+    preferences = (demonstrations(), samples().sequences)
+    keys = {"preferences": preferences, "preference_weight": 1.0, "steps": 20}
+    engine = reward_engine(untied, demonstrations(), demonstration_weight=0.0, normalise="demonstrations", **keys)
+    assert values(engine.update([]))["preference_pair_accuracy"] > 0.9
+    with pytest.raises(RayalignError, match="needs the policy's samples"):
+        reward_engine(untied, demonstrations(), **keys).update([])
+
+
+@pytest.mark.parametrize("divergence", ["jensen_shannon", "forward_kl_exp"])
+def test_the_policy_is_paid_the_divergences_function_of_the_logit(untied, divergence):
+    """AfD 2.4: health and accuracy go on looking at the logit itself."""
+    keys = {"loss": "logistic", "normalise": "none", "divergence": divergence}
+    engine = reward_engine(untied, demonstrations(), **keys)
+    engine.update([samples()])
+    logits = torch.from_numpy(engine.score_sequences(samples().sequences).values)
+    paid = engine.score([samples()]).values
+    by_hand = torch.nn.functional.logsigmoid(logits) if divergence == "jensen_shannon" else logits.exp()
+    np.testing.assert_allclose(paid, by_hand, rtol=1e-5)

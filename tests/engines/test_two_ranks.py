@@ -39,6 +39,23 @@ def test_a_moved_reference_is_the_policy_on_every_rank(reports):
         assert abs(found["moved reference"]) < 1e-6
 
 
+def test_a_critic_does_not_depend_on_the_ranks(reports):
+    """The second update knows what the first one's critic has learned."""
+    one, ranks = reports
+    for rank in ranks:
+        assert rank["critic"]["metrics"] == pytest.approx(one["critic"]["metrics"], rel=1e-2, abs=1e-4)
+    assert one["critic"]["metrics"]["critic/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("loss", ["log_sigmoid", "dft"])
+def test_implicit_steps_do_not_depend_on_the_ranks(reports, loss):
+    """Six steps; with DFT, what one rank found of a group is known to the other when it sees the group again."""
+    one, ranks = reports
+    assert one["implicit"][loss]["steps"] == 6
+    for rank in ranks:
+        assert rank["implicit"][loss]["metrics"] == pytest.approx(one["implicit"][loss]["metrics"], rel=1e-2, abs=1e-3)
+
+
 def test_a_reward_round_does_not_depend_on_the_ranks(reports):
     """Loss, accuracy, normaliser; each rank scores a share, and the shares are every sample once."""
     one, ranks = reports

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayalign.config.improve import PolicyStepConfig
+from rayalign.config.improve import CriticConfig, PolicyStepConfig
+from rayalign.config.loops import ImplicitStage
 from rayalign.config.model import LearnerConfig, LoraConfig, OptimizerConfig
 from rayalign.config.reward import RewardConfig
+from rayalign.engines.implicit import ImplicitEngine
 from rayalign.engines.policy import PolicyEngine
 from rayalign.engines.reward import RewardEngine
-from rayalign.ports import PolicySetup, RewardSetup
+from rayalign.ports import ImplicitSetup, PolicySetup, RewardSetup
 from rayalign.telemetry.metrics import values
 from rayalign.types import Ragged, Rollout, Scores, Sequences
 from tests.models.tiny import (
@@ -77,6 +79,7 @@ def reward_engine(
     demonstrations: Sequences,
     *,
     negatives: list[Sequences] | None = None,
+    preferences: tuple[Sequences, Sequences] | None = None,
     learner: LearnerConfig | None = None,
     **config: Any,
 ) -> RewardEngine:
@@ -94,6 +97,7 @@ def reward_engine(
             seed=0,
             demonstrations=demonstrations,
             negatives=negatives or [],
+            preferences=preferences,
         )
     )
 
@@ -134,6 +138,8 @@ def report(folder: str) -> dict[str, Any]:
         del metrics["update_s"]
         found[name] = {"metrics": metrics, "moved": moved, "mismatch": mismatch, "kl": kl}
     found["moved reference"] = _kl_of_a_moved_reference(folder)
+    found["critic"] = _with_critic(folder)
+    found["implicit"] = {loss: _implicit(folder, loss) for loss in ("log_sigmoid", "dft")}
     reward = reward_engine(folder, demonstrations())
     metrics = values(reward.update([samples(4), samples(2, first=4)]))
     del metrics["update_s"]
@@ -151,6 +157,48 @@ def _kl_of_a_moved_reference(folder: str) -> float:
     engine.move_reference()
     again = Rollout(rollout.sequences, rollout.sampler_logprobs, 3)
     return values(engine.improve([again], scores_of(GROUP_SCORES)))["kl_policy_to_ref"]
+
+
+def implicit_engine(
+    folder: str, *, pairs: Any = None, loss: Any = None, learner: LearnerConfig | None = None, **config: Any
+) -> ImplicitEngine:
+    """An engine on six demonstrations, and on preference pairs if given; `config` goes to ImplicitStage."""
+    fast = OptimizerConfig(learning_rate=3e-3, eps=1e-3)
+    stage = ImplicitStage(policy=folder, **{"optimizer": fast, "beta": 0.5, "batch_size": 6, **config})
+    return ImplicitEngine(
+        ImplicitSetup(
+            path=folder,
+            model=model_config(),
+            learner=learner or learner_config(micro_batch_tokens=64),
+            config=stage,
+            seed=0,
+            demonstrations=demonstrations(6) if stage.demonstrations else None,
+            preferences=pairs,
+            loss=loss,
+        )
+    )
+
+
+def _with_critic(folder: str) -> dict[str, Any]:
+    """Two PPO updates, each with a step of the critic, under ZeRO-2."""
+    critic = CriticConfig(optimizer=OptimizerConfig(learning_rate=3e-3, eps=1e-3))
+    learner = learner_config(zero_stage=2, micro_batch_tokens=32)
+    engine = policy_engine(folder, learner=learner, advantage="gae", critic=critic, kl_coef=0.1)
+    engine.start_critic(folder)
+    for version in range(2):
+        rollout = rollout_of(folder, GROUPS, version=version)
+        metrics = values(engine.improve([rollout], scores_of(GROUP_SCORES)))
+    del metrics["update_s"]
+    return {"metrics": metrics}
+
+
+def _implicit(folder: str, loss: str) -> dict[str, Any]:
+    """Two passes over six demonstrations, two groups a step; DFT's averages go from rank to rank."""
+    engine = implicit_engine(folder, epochs=2, batch_size=2, demonstrations={"loss": loss})
+    steps = engine.begin_round(0, np.arange(6), [samples(6)])
+    metrics = [values(engine.fit_step([])) for _ in range(steps)][-1]
+    del metrics["update_s"]
+    return {"steps": steps, "metrics": metrics}
 
 
 def _answers(num: int, mark: int, *, first: int, seed: int) -> Sequences:

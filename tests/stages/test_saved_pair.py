@@ -51,7 +51,8 @@ def groups(tmp_path: Path) -> LoopGroups:
     """An alternation in `tmp_path / "rft"` that saves rounds' numbers."""
     template = SimpleNamespace(save_tokenizer=lambda folder: None)
     context = SimpleNamespace(stage_folder=lambda name: tmp_path / name, template=lambda: template)
-    named: Any = {"context": context, "stage": SimpleNamespace(name="rft", artifacts=lambda: ("policy", "reward")), "policy": Writer(), "reward": Writer()}
+    stage = SimpleNamespace(name="rft", artifacts=lambda: ("policy", "reward"))
+    named: Any = {"context": context, "stage": stage, "policy": Writer(), "reward": Writer()}
     return LoopGroups(**named, rollout=cast(Any, None), demonstrations=cast(Any, None), prompts=cast(Any, None))
 
 
