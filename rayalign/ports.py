@@ -125,6 +125,7 @@ class ScorerSetup:
     path: str
     model: ModelConfig
     learner: LearnerConfig
+    token_rewards: bool = False  # scores come with those of single tokens
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,27 @@ class RlStage(LoopStage):
     kind: Literal["rl"] = "rl"
     name: str = "rl"
     reward: Location | None = Field(None, description="a saved reward; unset where Python gives one of your own")
+    token_rewards: bool = Field(
+        False, description="each token earns its own (rewards of ava, log_ratio, implicit); else the sum at the end"
+    )
+
+    @model_validator(mode="after")
+    def _token_rewards_reach_tokens(self) -> RlStage:
+        if self.token_rewards and not self.improve.dense:
+            raise ValueError(
+                f"token_rewards: advantage {self.improve.advantage} gives a response one advantage; set "
+                "improve.advantage to reinforce_pp or gae, or token_rewards to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_critic_has_a_start(self) -> RlStage:
+        critic = self.improve.critic
+        if critic is not None and critic.init is None and self.reward is None:
+            raise ValueError(
+                "improve.critic.init: a reward of your own gives the critic no weights; name a model to start from"
+            )
+        return self
 
     def inputs(self) -> dict[str, Input]:
         own = set_inputs(policy=Input("model", self.policy), reward=Input("reward", self.reward))

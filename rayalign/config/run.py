@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rayalign.config.base import NonNegativeInt, Strict, stage_reference
 from rayalign.config.data import DataConfig, DataSource
 from rayalign.config.explain import did_you_mean
-from rayalign.config.loops import ImplicitStage, LoopStage, SampledStage
+from rayalign.config.loops import ImplicitStage, LoopStage, RlStage, SampledStage
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.config.placement import PlacementConfig
 from rayalign.config.stages import SftStage, Stage
@@ -141,6 +141,19 @@ class RunConfig(Strict):
                     f"model.lora.dropout ({self.model.lora.dropout:g}): stage {stage.name} compares log-probs, which "
                     "dropout makes random; set it to 0"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _token_rewards_come_from_tokens(self) -> RunConfig:
+        kinds = {stage.name: stage.kind for stage in self.stages}
+        for stage in self.stages:
+            reference = stage_reference(stage.reward or "") if isinstance(stage, RlStage) else None
+            if reference and isinstance(stage, RlStage) and stage.token_rewards:
+                if kinds.get(reference[0]) not in ("ava", "log_ratio", "implicit"):
+                    raise ValueError(
+                        f"stages.{stage.name}.token_rewards: {stage.reward} is a sequence-level reward, of one number a "
+                        "response; set token_rewards to false, or learn one that has rewards of tokens (stage ava)"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -176,7 +176,7 @@ def _reward(
     if isinstance(stage, RlStage) and not own:
         if stage.reward is None:
             raise UserError(f"stage {stage.name} needs a reward: set its reward, or pass train(reward=...)")
-        return RewardScorer, scorer_setup(context, stage.reward)
+        return RewardScorer, scorer_setup(context, stage.reward, token_rewards=stage.token_rewards)
     config = stage.reward if isinstance(stage, IrlStage) else RewardConfig(init=stage.policy)
     if not own:
         locate_model(context, config.init)

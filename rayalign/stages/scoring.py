@@ -16,21 +16,31 @@ from rayalign.stages.groups import RewardGroup
 from rayalign.stages.inputs import locate_model
 
 
-def scorer_setup(context: RunContext, location: str) -> ScorerSetup:
-    """What scores with the reward at a location. Raises UserError where there is none, or one for other tokens."""
+def scorer_setup(context: RunContext, location: str, *, token_rewards: bool = False) -> ScorerSetup:
+    """What scores with the reward at a location.
+
+    Raises UserError where there is none, or one for other tokens, or one number a response where tokens' are asked for.
+    """
     path = context.locate(location)
     if not (Path(path) / LOG_RATIO).is_file():
         path = locate_model(context, location)
-        _check_kind(location, Path(path) / "config.json")
-    return ScorerSetup(path, context.config.model.model_copy(update={"lora": None}), context.config.learner)
+        _check_kind(location, Path(path) / "config.json", token_rewards=token_rewards)
+    model = context.config.model.model_copy(update={"lora": None})
+    return ScorerSetup(path, model, context.config.learner, token_rewards)
 
 
-def _check_kind(location: str, config: Path) -> None:
-    """Raises UserError for a policy in a reward's place, which would be told when its samples are drawn and it is loaded."""
+def _check_kind(location: str, config: Path, *, token_rewards: bool) -> None:
+    """Told here, and not when samples are drawn and the reward is loaded."""
     settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     causal = any(str(name).endswith("ForCausalLM") for name in settings.get("architectures") or ())
-    if causal and "rayalign_reward" not in settings:
+    reward = settings.get("rayalign_reward")
+    if causal and reward is None:
         raise UserError(f"{location}: a language model, and no reward; name one that a stage made (stage:STAGE/reward)")
+    if token_rewards and (reward or {}).get("kind") != "token":
+        raise UserError(
+            f"{location}: a sequence-level reward, of one number a response; set token_rewards to false, or name one "
+            "that has rewards of tokens (of a stage ava, log_ratio or implicit)"
+        )
 
 
 def start_scorer(context: RunContext, location: str) -> RewardGroup:

@@ -82,7 +82,7 @@ def _check_export(folder: Path, start: Path, world: Path, values: dict[str, Any]
     """T16: the exported reward is beta log(policy / first model), found from its own folder."""
     chosen, _ = _pairs(world, limit=8)
     config = parse_config(_config(values, [_irft(str(start))]))
-    setup = ScorerSetup(str(folder / "reward"), config.model, config.learner)
+    setup = ScorerSetup(str(folder / "reward"), config.model, config.learner, token_rewards=True)
     found = RewardScorer(setup).score_sequences(chosen)
     by_hand = 0.3 * (_sums(folder / "policy", chosen) - _sums(start, chosen))
     np.testing.assert_allclose(found.values[np.argsort(found.rows)], by_hand, atol=1e-3)
