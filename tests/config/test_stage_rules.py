@@ -28,7 +28,7 @@ def config(*stages: dict[str, Any], **keys: Any) -> dict[str, Any]:
         ([FIT, RL | {"improve": {"advantage": "gae"}}], "advantage gae and critic go together"),
         ([FIT, RL | {"improve": {"critic": {}}}], "advantage gae and critic go together"),
         ([FIT, RL | {"improve": {"samples_per_prompt": 1}}], "samples_per_prompt (1): the baseline of rloo"),
-        ([RL | {"reward": None, "improve": {"advantage": "gae", "critic": {}}}], "improve.critic.init: a reward of your own"),
+        ([RL | {"reward": None, "improve": {"advantage": "gae", "critic": {}}}], "improve.critic.init: a reward of"),
         ([FIT, RL | {"token_rewards": True}], "token_rewards: advantage rloo gives a response one advantage"),
         ([FIT, RL | {"token_rewards": True, "improve": DENSE}], "stage:reward/reward is a sequence-level reward"),
         ([IRL | {"reward": {"init": "m", "divergence": "forward_kl"}}], "set loss to logistic"),
