@@ -104,7 +104,7 @@ def _forward_kl(stage: IrlStage) -> Iterator[str]:
     if stage.reward.divergence == "forward_kl":
         yield (
             ".reward.divergence: the published forward-KL reward -h exp(h) falls wherever h > -1, so near the demonstrators "
-            "it pushes the policy away from them at any kl_coef (T24); set it to forward_kl_exp, reverse_kl or jensen_shannon"
+            "it pushes the policy away from them at any kl_coef (T24); set it to forward_kl_exp or reverse_kl"
         )
 
 
