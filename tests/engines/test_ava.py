@@ -24,7 +24,9 @@ UNSEEN = demonstrations(8, first=20), samples(8, first=20).sequences
 TERMS = ("likelihood", "negatives", "kl", "td", "contrast")
 
 
-def ava_engine(folder: str, *, learner: dict[str, Any] | None = None, dtype: str = "float32", **config: Any) -> AvaEngine:
+def ava_engine(
+    folder: str, *, learner: dict[str, Any] | None = None, dtype: str = "float32", **config: Any
+) -> AvaEngine:
     """At a learning rate that shows; `config` goes to AvaStage."""
     settings = {"variant": "preferences", "optimizer": OptimizerConfig(learning_rate=1e-3, eps=1e-3)} | config
     return AvaEngine(
@@ -144,7 +146,9 @@ def test_demonstrations_improve_the_policy_itself(damaged, tmp_path):
 
 def score(folder: str, sequences) -> np.ndarray:
     """By the worker that scores for a policy: dense rewards that sum to the scores."""
-    scorer = RewardScorer(ScorerSetup(folder, model_config(), learner_config(micro_batch_tokens=20)))
+    scorer = RewardScorer(
+        ScorerSetup(folder, model_config(), learner_config(micro_batch_tokens=20), token_rewards=True)
+    )
     scores = scorer.score_sequences(sequences)
     assert scores.token_values is not None
     np.testing.assert_allclose([row.sum() for row in scores.token_values], scores.values, atol=1e-4)
@@ -181,7 +185,9 @@ def test_heads_without_a_term_are_left_alone(untied, zero_stage):
     off = {"irl": False, "negatives": False, "pretrained_q": False}
     change, metrics = moved(untied, learner={"zero_stage": zero_stage}, **off)
     assert metrics["td_term"] == metrics["kl_term"] == 0
-    assert float(change["lm_head.weight"].abs().max()) == 0 and float(change["rayalign_heads.key.weight"].abs().max()) > 0
+    assert (
+        float(change["lm_head.weight"].abs().max()) == 0 and float(change["rayalign_heads.key.weight"].abs().max()) > 0
+    )
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
