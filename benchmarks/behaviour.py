@@ -49,16 +49,14 @@ class Behaviour:
     recipe: str
     statements: tuple[Statement, ...] = ()
     change: Callable[[dict[str, dict[str, Any]]], Stages] | None = None
-    makes_own_base: bool = False  # its base differs from the other recipes'
+    base_recipe: str | None = None  # whose base model it runs on; by default the demo's, which most recipes have
 
 
 def cell_config(claim: Behaviour, base: str) -> dict[str, Any]:
     """The recipe as plain values on a base model that is there, with fewer prompts to judge on."""
     text = dump_config(load_config(PLANTED / f"{claim.recipe}.yaml"))
-    values = yaml.safe_load(text if claim.makes_own_base else text.replace("stage:base/policy", base))
-    stages = {stage["name"]: stage for stage in values["stages"]}
-    if not claim.makes_own_base:
-        stages = {name: stage for name, stage in stages.items() if name not in ("pretrain", "base")}
+    values = yaml.safe_load(text.replace("stage:base/policy", base))
+    stages = {stage["name"]: stage for stage in values["stages"] if stage["name"] not in ("pretrain", "base")}
     for stage in stages.values():
         if stage["kind"] == "evaluate":
             stage |= {"num_prompts": NUM_PROMPTS, "num_per_prompt": 1}
@@ -155,6 +153,13 @@ def _imitation(stages: dict[str, dict[str, Any]]) -> Stages:
     return _evaluated_last(kept, "imitate")
 
 
+def _afd_rewards(stages: dict[str, dict[str, Any]]) -> Stages:
+    """What the curves of best-of-n say is not asked again."""
+    models = stages["evaluate"]["models"]
+    stages["evaluate"]["models"] = {name: model for name, model in models.items() if not name.startswith("best_")}
+    return list(stages.values())
+
+
 def _evaluated_last(stages: dict[str, dict[str, Any]], *more: str) -> Stages:
     evaluate = stages.pop("evaluate")
     evaluate["models"] = {**evaluate["models"], **{name: f"stage:{name}/policy" for name in more}}
@@ -198,7 +203,8 @@ BEHAVIOURS: dict[str, Behaviour] = {
             Statement("the diagnosis parts them: SFT-Demo over Init-SFT (writer)", "writer", "sft_demo", "init_sft"),
             Statement("and SFT-Demo is above the margin of .1 that it warns at (writer)", "writer", "sft_demo", 0.1),
         ),
-        makes_own_base=True,
+        _afd_rewards,
+        base_recipe="afd_rewards",
     ),
     "aihf": Behaviour(
         "aihf",

@@ -31,10 +31,10 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from behaviour import BEHAVIOURS, cell_config, measures
+from behaviour import BEHAVIOURS, PLANTED, cell_config, measures
 from behaviour import report as report_of
 
-from rayalign.config.load import dump_config, parse_config
+from rayalign.config.load import dump_config, load_config, parse_config
 from rayalign.evaluate.statistics import mean_interval, paired_difference
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="5 for rft, 3 for the recipes")
     parser.add_argument("--bases", type=int, default=2, help="base models; the recipes have one")
     parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="cells at a time, one core each")
-    parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="holds finished cells, by the code's digest")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/claims"), help="holds finished cells, by the code's digest"
+    )
     arguments = parser.parse_args()
     arguments.out /= code_digest()
     names = list(BEHAVIOURS) if "recipes" in arguments.claims else [n for n in arguments.claims if n in BEHAVIOURS]
@@ -88,10 +90,12 @@ def _claim(name: str, arguments: argparse.Namespace, pool: ThreadPoolExecutor) -
 
 def _behaviours(out: Path, names: list[str], seeds: int, pool: ThreadPoolExecutor) -> None:
     """Prints each recipe's table as soon as its seeds are there; writes NAME.json."""
-    base = str(make_base(out, 0).resolve())
+    recipes = {name: BEHAVIOURS[name].base_recipe for name in names}
+    bases = {recipe: str(make_base(out, 0, recipe).resolve()) for recipe in set(recipes.values())}
 
     def run(name: str, seed: int) -> dict[str, dict[str, float]]:
-        values = cell_config(BEHAVIOURS[name], base) | {"name": f"seed{seed}", "run_dir": str(out / name)}
+        values = cell_config(BEHAVIOURS[name], bases[recipes[name]])
+        values |= {"name": f"seed{seed}", "run_dir": str(out / name)}
         values |= {"seed": seed, "placement": _one_core()}
         values["stages"][0]["seed"] = seed
         _train(out / name / f"seed{seed}.yaml", values)
@@ -113,15 +117,16 @@ def code_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
-def make_base(out: Path, base: int) -> Path:
-    """The folder of base model `base`: pre-trained from its own random weights on its own texts."""
-    values = yaml.safe_load(DEMO.read_text())
-    values |= {"name": f"base{base}", "run_dir": str(out), "seed": 100 + base, "placement": _one_core()}
+def make_base(out: Path, base: int, recipe: str | None = None) -> Path:
+    """The folder of base model `base`, of the demo or of a recipe: from its own random weights, on its own texts."""
+    name = f"{recipe or ''}base{base}"
+    values = yaml.safe_load(dump_config(load_config(PLANTED / f"{recipe}.yaml" if recipe else DEMO)))
+    values |= {"name": name, "run_dir": str(out), "seed": 100 + base, "placement": _one_core()}
     values["stages"] = [stage for stage in values["stages"] if stage["name"] in {"world", "pretrain", "base"}]
     values["stages"][0]["seed"] = 100 + base
     values["data"] = {}
-    _train(out / f"base{base}.yaml", values)
-    return out / f"base{base}" / "base" / "policy"
+    _train(out / f"{name}.yaml", values)
+    return out / name / "base" / "policy"
 
 
 def run_cell(claim: Claim, out: Path, base_folder: Path, base: int, seed: int) -> dict[str, Any]:

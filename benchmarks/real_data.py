@@ -174,7 +174,10 @@ def findings(folder: Path) -> dict[str, Any]:
     health = [row for row in rows if "health/demo/nll_token" in row]
     results = json.loads((folder / "run" / "evaluate" / "results.json").read_text())
     report: dict[str, Any] = {
-        "heldout_demo_nats_a_token": {"sft": health[0]["health/demo/nll_token"], "rft": health[-1]["health/demo/nll_token"]},
+        "heldout_demo_nats_a_token": {
+            "sft": health[0]["health/demo/nll_token"],
+            "rft": health[-1]["health/demo/nll_token"],
+        },
         "heldout_demo_above_policy_sample": health[-1]["health/demo_accuracy_heldout"],
         "ended_frac": {"sft": health[0]["health/ended_frac"], "rft": health[-1]["health/ended_frac"]},
         "length_mean": {"sft": health[0]["health/length_mean"], "rft": health[-1]["health/length_mean"]},
