@@ -14,6 +14,8 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "rayalign" / "planted" / "demo.yaml"
 CHILD = "RAYALIGN_TEST_IN_OWN_PROCESS"
+BASE = "RAYALIGN_TEST_BASE"
+HUNG_S = 550  # no test takes a minute on two quiet cores, and a busy machine may take ten times as long
 OF_RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -25,14 +27,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """
     if pyfuncitem.get_closest_marker("own_process") is None or CHILD in os.environ:
         return None
-    environment = {key: value for key, value in one_thread().items() if key not in OF_RANKS}
+    environment = {key: value for key, value in one_thread().items() if key not in OF_RANKS} | {CHILD: "1"}
+    if base := pyfuncitem.funcargs.get("planted_base"):
+        environment[BASE] = str(base)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid],
         cwd=pyfuncitem.config.rootpath,
-        env=environment | {CHILD: "1"},
+        env=environment,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=HUNG_S,
     )
     assert done.returncode == 0, done.stdout[-6000:]
     return True
@@ -43,7 +47,7 @@ def one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run_rayalign(*arguments: str, timeout_s: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_rayalign(*arguments: str, timeout_s: float = HUNG_S, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "rayalign.cli", *arguments],
@@ -65,7 +69,7 @@ def planted_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     RAYALIGN_TEST_BASE names one that an earlier session made: a minute less for who runs one test again and again.
     """
-    if ready := os.environ.get("RAYALIGN_TEST_BASE"):
+    if ready := os.environ.get(BASE):
         return Path(ready)
     folder = tmp_path_factory.mktemp("planted")
     values = demo_values()

@@ -34,7 +34,7 @@ def some(request: pytest.FixtureRequest, planted_base: Path, tmp_path_factory: p
     shared |= {"name": "all", "run_dir": str(folder), "stages": stages, "placement": {"backend": "inprocess"}}
     file = folder / "all.yaml"
     file.write_text(yaml.safe_dump(shared))
-    done = run_rayalign("train", str(file), timeout_s=290)
+    done = run_rayalign("train", str(file))
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / "all"
 
