@@ -175,6 +175,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
         "rft",
         (
             Statement("beta 1, rounds: nearer to the demonstrator than the base (mad)", "mad", "base", "imitate"),
+            Statement("and nearer than SFT (mad)", "mad", "sft", "imitate"),
             Statement("small beta, one round: goes past it, golden@1", "golden@1", "rft", "sft"),
             Statement("and farther from it than imitation (mad)", "mad", "rft", "imitate"),
         ),

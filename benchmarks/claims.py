@@ -111,15 +111,15 @@ def _behaviours(out: Path, names: list[str], seeds: int, pool: ThreadPoolExecuto
 def code_digest() -> str:
     """Names the code that decides what a cell is and how it is judged, so that cells of other code are not taken."""
     package = REPOSITORY / "rayalign"
-    files = [DEMO, REPOSITORY / "benchmarks" / "claims.py"]
-    for part in ("planted", "objectives", "models", "engines", "evaluate", "stages"):
+    files = [DEMO, package / "run.py", *(REPOSITORY / "benchmarks" / f"{name}.py" for name in ("claims", "behaviour"))]
+    for part in ("planted", "config", "data", "objectives", "models", "engines", "evaluate", "stages"):
         files += sorted((package / part).rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def make_base(out: Path, base: int, recipe: str | None = None) -> Path:
     """The folder of base model `base`, of the demo or of a recipe: from its own random weights, on its own texts."""
-    name = f"{recipe or ''}base{base}"
+    name = f"{recipe}_base{base}" if recipe else f"base{base}"
     values = yaml.safe_load(dump_config(load_config(PLANTED / f"{recipe}.yaml" if recipe else DEMO)))
     values |= {"name": name, "run_dir": str(out), "seed": 100 + base, "placement": _one_core()}
     values["stages"] = [stage for stage in values["stages"] if stage["name"] in {"world", "pretrain", "base"}]

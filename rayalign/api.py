@@ -72,8 +72,8 @@ def train(
         rollout=_built_from(rollout) if rollout is not None else components.rollout,
         reward=_reward_factory(reward) if reward is not None else components.reward,
         reward_learns=reward is None or inspect.isclass(reward),
-        reward_loss=_checked_loss("reward_loss", reward_loss, _kinds(resolved, "irl", "fit_reward")),
-        implicit_loss=_checked_loss("implicit_loss", implicit_loss, _kinds(resolved, "implicit")),
+        reward_loss=_checked_loss("reward_loss", reward_loss, resolved),
+        implicit_loss=_checked_loss("implicit_loss", implicit_loss, resolved),
     )
     folder = run(resolved, components)
     file = folder / "summary.json"
@@ -136,26 +136,40 @@ def _reward_factory(reward: Any) -> Callable[[RewardSetup], RewardWorker]:
     return FunctionRewardFactory(reward)
 
 
-def _kinds(config: RunConfig, *kinds: str) -> list[str]:
-    """The stages of these kinds, by name."""
-    return [stage.name for stage in config.stages if stage.kind in kinds]
-
-
-def _checked_loss(name: str, loss: PairLossFn | None, stages: list[str]) -> PairLossFn | None:
+def _checked_loss(name: str, loss: PairLossFn | None, config: RunConfig) -> PairLossFn | None:
     """Raises ConfigError for an objective that no stage would use, or that gives no sum that gradients flow through."""
     if loss is None:
         return None
     if not callable(loss):
         raise ConfigError(f"{name}: give a function of two tensors, not {type(loss).__name__}")
-    if not stages:
+    if all(stage.pair_loss != name for stage in config.stages):
         raise ConfigError(f"{name}: no stage of this config would use it; add one, or leave {name} out")
-    first, second = (torch.linspace(-1, 1, 3, requires_grad=True) for _ in range(2))
-    found = loss(first, second)
-    if not isinstance(found, torch.Tensor) or found.dim() or not found.requires_grad or not torch.isfinite(found):
+    first, second = (
+        torch.tensor([-1.0, 0.0, 1.0], requires_grad=True),
+        torch.tensor([0.5, -0.5, 0.0], requires_grad=True),
+    )
+    whole, *parts = (_tried(name, loss, first[rows], second[rows]) for rows in (slice(3), slice(1), slice(1, 3)))
+    if not torch.allclose(whole, sum(parts), rtol=1e-4, atol=1e-6):
         raise ConfigError(
-            f"{name}: for two tensors [3] it gave {found!r}; return the sum over pairs: a finite scalar with a gradient"
+            f"{name}: three pairs cost {float(whole):.4g}, one and the other two {float(sum(parts)):.4g}; return the sum "
+            "over pairs, not a mean, and nothing random: the caller divides, and a batch may be split"
         )
     return loss
+
+
+def _tried(name: str, loss: PairLossFn, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    try:
+        found = loss(first, second)
+    except Exception as error:
+        raise ConfigError(
+            f"{name}: on two tensors [{len(first)}] it failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, torch.Tensor) or found.dim() or not found.requires_grad or not torch.isfinite(found):
+        raise ConfigError(
+            f"{name}: for two tensors [{len(first)}] it gave {found!r}; return the sum over pairs: a finite scalar with a "
+            "gradient"
+        )
+    return found.detach()
 
 
 def _built_from(worker: Any) -> Callable[[Any], Any]:

@@ -40,6 +40,10 @@ class StaleSamples(RayalignError):
     """Samples older than `max_staleness` policy versions reached an update."""
 
 
+class Diverged(RayalignError):
+    """Numbers were not finite too often in a row. The weights are the last good ones, and the stage saves them."""
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Around a whole program: what goes wrong becomes its one line on stderr and an exit code, as in the command line."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,8 @@ from rayalign.config.hazards import hazards
 from rayalign.config.load import dump_config
 from rayalign.config.run import RunConfig
 from rayalign.config.stages import Stage
-from rayalign.errors import UserError, is_disk_full
+from rayalign.errors import Diverged, UserError, is_disk_full
+from rayalign.own_code import identify
 from rayalign.ports import Fleet
 from rayalign.preflight.check import check_run, needs_of
 from rayalign.report.summary import summarise
@@ -167,11 +167,21 @@ def _run_stages(
     context = RunContext(config, folder, fleet, components, tracker, progress)
     try:
         for stage in pending:
-            run_stage[stage.kind](context, stage)
+            _run_stage(run_stage[stage.kind], context, stage)
             write_json(folder / stage.name / DONE, _settings(config, stage, own))
     finally:
         context.close_sampler()
         fleet.close()
+
+
+def _run_stage(runner: Callable[[RunContext, Any], None], context: RunContext, stage: Stage) -> None:
+    """Raises Diverged with the place of the last good models, where numbers were not finite."""
+    try:
+        runner(context, stage)
+    except Diverged as error:
+        found = [context.stage_folder(stage.name) / name for name in ("policy", "reward")]
+        kept = " and ".join(str(path) for path in found if path.is_dir())
+        raise Diverged(f"stage {stage.name}: {error}" + (f". Saved: {kept}" if kept else "")) from error
 
 
 def _start_fleet(config: RunConfig) -> Fleet:
@@ -179,9 +189,7 @@ def _start_fleet(config: RunConfig) -> Fleet:
 
     if config.placement.backend == "inprocess":
         return LocalFleet(config.placement)
-    return RayFleet(
-        config.placement, max_staleness=config.max_staleness, actor_logs=config.telemetry.actor_logs
-    )
+    return RayFleet(config.placement, max_staleness=config.max_staleness, actor_logs=config.telemetry.actor_logs)
 
 
 def _make_folder(folder: Path) -> None:
@@ -204,16 +212,7 @@ def _own_parts(components: Components) -> dict[str, str]:
     ours = built_in()
     roles = ("reward", "rollout", "reward_loss", "implicit_loss")
     given = {role: getattr(components, role) for role in roles}
-    return {role: _code_of(part) for role, part in given.items() if part is not getattr(ours, role)}
-
-
-def _code_of(part: Any) -> str:
-    part = inspect.unwrap(part)
-    try:
-        code = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:16]
-    except (OSError, TypeError):
-        code = ""  # typed in at a prompt, or an object with __call__: its name must do
-    return f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', type(part).__qualname__)} {code}".strip()
+    return {role: identify(part) for role, part in given.items() if part is not getattr(ours, role)}
 
 
 def _settings(config: RunConfig, stage: Stage, own: Mapping[str, str]) -> dict[str, Any]:
@@ -263,9 +262,7 @@ def _is_done(config: RunConfig, folder: Path, stage: Stage, own: Mapping[str, st
     if not file.exists():
         return False
     before, now = json.loads(file.read_text(encoding="utf-8")), _settings(config, stage, own)
-    changed = sorted(
-        key.removeprefix("run.") for key in before.keys() | now.keys() if before.get(key) != now.get(key)
-    )
+    changed = sorted(key.removeprefix("run.") for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise UserError(
             f"{file.parent}: stage {stage.name} finished here with another {', '.join(changed)}; "

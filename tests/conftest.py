@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
@@ -17,6 +18,10 @@ CHILD = "RAYALIGN_TEST_IN_OWN_PROCESS"
 BASE = "RAYALIGN_TEST_BASE"
 HUNG_S = 550  # no test takes a minute on two quiet cores, and a busy machine may take ten times as long
 OF_RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+# The same cases every time, however busy the machine is.
+hypothesis.settings.register_profile("rayalign", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("rayalign")
 
 
 @pytest.hookimpl(tryfirst=True)

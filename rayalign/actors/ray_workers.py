@@ -18,7 +18,7 @@ from rayalign.actors.deadline import failure, fetch
 from rayalign.actors.plan import GroupPlan
 from rayalign.actors.worker import EngineWorker, Reply
 from rayalign.config.placement import DeadlineConfig
-from rayalign.errors import CallFailed, PlacementError
+from rayalign.errors import CallFailed, Diverged, PlacementError
 from rayalign.types import Stored
 
 R = TypeVar("R")
@@ -32,9 +32,7 @@ class RayWorkers:
         bundles: the placement group to use, for colocation; one is made (and removed) if None.
     """
 
-    def __init__(
-        self, plan: GroupPlan, deadlines: DeadlineConfig, *, bundles: PlacementGroup | None = None
-    ) -> None:
+    def __init__(self, plan: GroupPlan, deadlines: DeadlineConfig, *, bundles: PlacementGroup | None = None) -> None:
         self.role = plan.role
         self._plan, self._deadlines = plan, deadlines
         self._owned = bundles is None
@@ -87,9 +85,7 @@ class RayWorkers:
         kwargs = [{"factory": factory, "arguments": a} for a in arguments]
         return self._submit(shell.build, kwargs, phase="start", deadline_s=self._deadlines.start_s)
 
-    def submit(
-        self, method: Callable[..., R], arguments: Sequence[tuple[Any, ...]], *, phase: str
-    ) -> _Calls[R]:
+    def submit(self, method: Callable[..., R], arguments: Sequence[tuple[Any, ...]], *, phase: str) -> _Calls[R]:
         """Calls `method(engine, *arguments[i])` on worker i; fewer arguments than workers call the first ones."""
         kwargs = [{"method": method, "arguments": a} for a in arguments]
         deadline_s = self._deadlines.sync_s if phase.startswith("sync") else self._deadlines.call_s
@@ -114,9 +110,7 @@ class RayWorkers:
         options = {
             "num_cpus": self._plan.cpus,
             "num_gpus": self._plan.gpus,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._bundles, placement_group_bundle_index=index
-            ),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._bundles, placement_group_bundle_index=index),
             # Threads equal the worker's cores; without it torch takes every core of the node.
             "runtime_env": {"env_vars": worker_environment(self._plan)},
             "max_concurrency": 1,
@@ -139,9 +133,7 @@ class RayWorkers:
     ) -> _Calls[Any]:
         ids = actors if actors is not None else list(range(len(kwargs)))
         tag = f"{phase} #{next(self._tags)}"
-        submitted = self._manager.foreach_actor_async(
-            [func] * len(ids), tag=tag, kwargs=kwargs, remote_actor_ids=ids
-        )
+        submitted = self._manager.foreach_actor_async([func] * len(ids), tag=tag, kwargs=kwargs, remote_actor_ids=ids)
         if submitted < len(ids):
             raise CallFailed(f"{self.role}: {len(ids) - submitted} worker(s) are out of service at phase {phase}")
         return _Calls(self, tag, phase, ids, time.monotonic() + deadline_s, deadline_s)
@@ -157,22 +149,31 @@ class _Calls(Generic[R]):
         self._due, self._deadline_s = due, deadline_s
 
     def result(self) -> list[R]:
-        """One value a worker, in order. Raises CallFailed, naming actor and phase."""
+        """One value a worker, in order. Raises CallFailed, naming actor and phase.
+
+        Diverged is raised when all have said so: they hold good weights, are still in service, and save next.
+        """
         replies: dict[int, Reply] = {}
-        while len(replies) < len(self._ids):
+        diverged: dict[int, Diverged] = {}
+        while len(replies) + len(diverged) < len(self._ids):
             # One that failed is heard at once, not after the others have run into their deadline.
             left = self._due - time.monotonic()
             for found in self._workers._manager.fetch_ready_async_reqs(
                 tags=[self._tag], timeout_seconds=max(0.0, min(left, 0.02))
             ):
-                if not found.ok:
-                    raise failure(found.get(), self._name(found.actor_id))
-                replies[found.actor_id] = found.get()
-            if left <= 0 and len(replies) < len(self._ids):
-                late = next(i for i in self._ids if i not in replies)
-                raise CallFailed(
-                    f"{self._name(late)}: no answer within {self._deadline_s:g} s (placement.deadlines)"
-                )
+                if found.ok:
+                    replies[found.actor_id] = found.get()
+                    continue
+                error = failure(found.get(), self._name(found.actor_id))
+                if not isinstance(error, Diverged):
+                    raise error
+                self._workers._manager.set_actor_state(found.actor_id, healthy=True)
+                diverged[found.actor_id] = error
+            if left <= 0 and len(replies) + len(diverged) < len(self._ids):
+                late = next(i for i in self._ids if i not in replies and i not in diverged)
+                raise CallFailed(f"{self._name(late)}: no answer within {self._deadline_s:g} s (placement.deadlines)")
+        if diverged:
+            raise next(iter(diverged.values()))
         self._workers.busy_s += sum(r.busy_s for r in replies.values()) / len(replies)
         return [replies[i].value for i in self._ids]
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rayalign.config.base import Location, NonNegative, Number, Positive, PositiveInt
 from rayalign.config.data import DataConfig
 from rayalign.config.model import OptimizerConfig
-from rayalign.config.stage_base import Input, PairSource, StageBase, demonstrations_of
+from rayalign.config.stage_base import Held, Input, PairSource, StageBase, demonstrations_of
 
 
 class AvaStage(StageBase):
@@ -79,6 +79,9 @@ class AvaStage(StageBase):
         if self.variant == "demonstrations" or (self.pairs and self.pairs.reads_demonstrations):
             return dict(demonstrations_of(data))
         return {} if self.pairs else {"data.preferences": Input("preferences", data.preferences)}
+
+    def holds(self) -> list[Held]:
+        return [Held("policy", self.init)]  # both are one model
 
     def trains(self) -> dict[Literal["policy", "reward"], Location]:
         return {"reward": self.init, "policy": self.init}

@@ -9,7 +9,9 @@ from pydantic import Field
 from rayalign.config.base import Fraction, Location, Positive, PositiveInt, Strict
 from rayalign.config.data import DataConfig
 from rayalign.config.model import OptimizerConfig
-from rayalign.config.stage_base import Input, PairSource, StageBase, demonstrations_of, set_inputs
+from rayalign.config.stage_base import Held, Input, PairSource, StageBase, demonstrations_of, set_inputs
+
+LOG_RATIO = "log_ratio.json"  # the file of a reward that is two policies: see models.rewards
 
 
 class HeterogeneityConfig(Strict):
@@ -25,6 +27,7 @@ class FitRewardStage(StageBase):
     ARTIFACTS: ClassVar[tuple[str, ...]] = ("reward", "report.json")
 
     kind: Literal["fit_reward"] = "fit_reward"
+    pair_loss: ClassVar[Literal["reward_loss"]] = "reward_loss"
     name: str = "reward"
     init: Location = Field(description="the backbone to start from")
     pooling: Literal["last", "mean"] = Field("last", description="of the response's hidden states, before the head")
@@ -63,6 +66,9 @@ class FitRewardStage(StageBase):
     def trains(self) -> dict[Literal["policy", "reward"], Location]:
         return {"reward": self.init}
 
+    def holds(self) -> list[Held]:
+        return [Held("policy", self.init)]  # Ray Train runs on the policy's resources
+
 
 class LogRatioStage(StageBase):
     """The closed-form reward scale * log(policy / reference), AfD's optimum (2.3), untrained. Artifact: `reward`."""
@@ -77,3 +83,6 @@ class LogRatioStage(StageBase):
 
     def inputs(self) -> dict[str, Input]:
         return {"policy": Input("model", self.policy), "reference": Input("model", self.reference)}
+
+    def made_of(self, artifact: str) -> list[Location]:
+        return [self.policy, self.reference]

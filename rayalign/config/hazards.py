@@ -92,11 +92,11 @@ def _travel(far: float, allowed: float) -> str:
 def _joint(stage: IrlStage) -> Iterator[str]:
     reward = stage.reward
     both = reward.demonstration_weight and reward.preference_weight
-    if both and "preference_temperature" not in reward.model_fields_set and stage.improve.kl_coef != 1:
+    if both and "preference_temperature" not in reward.model_fields_set:
         yield (
-            ".reward.preference_temperature: demonstrations tell the reward in units of beta, preferences in the "
-            "annotators' own; left at 1, a mismatch biases the joint reward (T39): set it to how sharply they follow the "
-            "reward, or to 1 if you mean it"
+            ".reward.preference_temperature: demonstrations tell the reward in the demonstrators' units, preferences in "
+            "the annotators'; left at 1, a mismatch biases the joint reward (T39): set it to how sharply annotators follow "
+            "the reward, or to 1 if you mean it"
         )
 
 
@@ -110,7 +110,7 @@ def _forward_kl(stage: IrlStage) -> Iterator[str]:
 
 def _beta_beside_deviations(improve: PolicyStepConfig) -> Iterator[str]:
     """With the KL in the reward it is divided along, and the Gibbs policy stays a fixed point."""
-    if improve.advantage in ("grpo", "reinforce_pp") and improve.kl_in == "loss" and improve.kl_coef:
+    if improve.advantage in ("grpo", "reinforce_pp", "gae") and improve.kl_in == "loss" and improve.kl_coef:
         over = "the group's" if improve.advantage == "grpo" else "the batch's"
         yield (
             f".improve.advantage: {improve.advantage} divides rewards by {over} deviation and kl_in loss leaves the KL as "

@@ -86,10 +86,21 @@ class PolicyStepConfig(Strict):
             raise ValueError("advantage gae and critic go together; set both, or neither")
         return self
 
+    @model_validator(mode="after")
+    def _what_is_set_counts(self) -> PolicyStepConfig:
+        if self.gamma != 1 and not self.dense:
+            raise ValueError(
+                f"gamma ({self.gamma:g}): {self.advantage} gives a whole response one advantage and discounts nothing; set "
+                "it to 1, or advantage to gae or reinforce_pp"
+            )
+        if self.loss == "policy_gradient" and self.epochs * self.minibatches > 1:
+            raise ValueError(
+                "loss policy_gradient holds for one step on samples of the very policy; set epochs and minibatches to 1, "
+                "or loss to clipped"
+            )
+        return self
+
     @property
     def dense(self) -> bool:
         """Whether rewards of single tokens reach their own advantages (else a sequence's rewards are summed)."""
         return self.advantage not in GROUPED
-
-
-

@@ -12,6 +12,7 @@ from rayalign.config.improve import PolicyStepConfig
 from rayalign.config.model import OptimizerConfig
 from rayalign.config.reward import RewardConfig, Weighting
 from rayalign.config.stage_base import (
+    Held,
     Input,
     PairSource,
     SamplingConfig,
@@ -61,6 +62,14 @@ class LoopStage(SampledStage):
         critic = self.improve.critic
         return set_inputs(improve__critic__init=Input("model", critic.init if critic else None))
 
+    def _policy_held(self, reward: Location | None) -> list[Held]:
+        """The policy, its reference and its critic, which may start as the reward; and the sampler's copy."""
+        held = [Held("rollout", self.policy, frozen="weights"), Held("policy", self.policy)]
+        if self.improve.kl_coef:
+            held.append(Held("policy", self.policy, frozen="reference"))
+        start = (self.improve.critic.init or reward) if self.improve.critic else None
+        return [*held, Held("policy", start, trained="critic")] if start else held
+
 
 class IrlStage(LoopStage):
     """The alternation: the reward learns to tell demonstrations from the policy's samples, the policy follows it.
@@ -73,6 +82,21 @@ class IrlStage(LoopStage):
     kind: Literal["irl"] = "irl"
     name: str = "irl"
     reward: RewardConfig
+
+    @model_validator(mode="after")
+    def _a_critic_starts_as_what_is_paid(self) -> IrlStage:
+        critic, divergence = self.improve.critic, self.reward.divergence
+        if critic is not None and critic.init is None and divergence != "reverse_kl":
+            raise ValueError(
+                f"improve.critic.init: with divergence {divergence} the policy is paid a function of the logit, and a "
+                "critic that starts as that reward begins elsewhere; name a model to start from"
+            )
+        return self
+
+    @property
+    def pair_loss(self) -> Literal["reward_loss"] | None:
+        """Of (demonstration, sample) pairs, where those count."""
+        return "reward_loss" if self.reward.demonstration_weight else None
 
     def inputs(self) -> dict[str, Input]:
         stored = {f"reward.negatives.{i}": Input("samples", path) for i, path in enumerate(self.reward.negatives)}
@@ -91,6 +115,9 @@ class IrlStage(LoopStage):
 
     def trains(self) -> dict[Literal["policy", "reward"], Location]:
         return {"policy": self.policy, "reward": self.reward.init}
+
+    def holds(self) -> list[Held]:
+        return [*self._policy_held(self.reward.init), Held("reward", self.reward.init)]
 
 
 class RlStage(LoopStage):
@@ -136,6 +163,10 @@ class RlStage(LoopStage):
     def trains(self) -> dict[Literal["policy", "reward"], Location]:
         return {"policy": self.policy}
 
+    def holds(self) -> list[Held]:
+        scorer = [Held("reward", self.reward, frozen="weights")] if self.reward else []
+        return [*self._policy_held(self.reward), *scorer]
+
 
 class DemonstrationTerm(Strict):
     """What the demonstrations ask of the implicit reward beta log(policy / reference)."""
@@ -148,8 +179,10 @@ class DemonstrationTerm(Strict):
     weight: Positive = Field(1.0, description="w1 of AIHF")
     num_per_prompt: PositiveInt = Field(1, description="samples of the policy for each demonstration")
     negatives: list[Location] = Field(
-        default_factory=list, description="stored samples (stage:STAGE/samples.jsonl) that are negatives beside the policy's"
+        default_factory=list,
+        description="stored samples (stage:STAGE/samples.jsonl) that are negatives beside the policy's",
     )
+    gsil_link: Literal["logistic", "hinge", "brier", "exp"] = Field("logistic", description="l of GSIL's two terms")
     dft_tau: Positive = Field(1.0, description="temperature of DFT's partition")
     dft_decay: Fraction = Field(0.85, description="share of the newest estimate in DFT's moving average")
 
@@ -197,7 +230,9 @@ class ImplicitStage(SampledStage):
     weighting: Weighting = Field(
         "counts", description="counts: w1 and w2 weigh sums of log-likelihoods; means: each source's own mean (T38)"
     )
-    likelihood_weight: NonNegative = Field(0.0, description="of the demonstrations' own log-likelihood, against collapse")
+    likelihood_weight: NonNegative = Field(
+        0.0, description="of the demonstrations' own log-likelihood, against collapse"
+    )
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7)
 
     @model_validator(mode="after")
@@ -212,16 +247,36 @@ class ImplicitStage(SampledStage):
     def _a_round_has_one_of_each(self) -> ImplicitStage:
         for key, values in (("beta", self.beta), ("learning_rates", self.learning_rates)):
             if isinstance(values, list) and len(values) != self.rounds:
-                raise ValueError(f"{key} has {len(values)} values and there are {self.rounds} rounds; give one for each")
+                raise ValueError(
+                    f"{key} has {len(values)} values and there are {self.rounds} rounds; give one for each"
+                )
         return self
 
     @model_validator(mode="after")
-    def _samples_are_pairs(self) -> ImplicitStage:
+    def _samples_are_what_the_loss_takes_them_for(self) -> ImplicitStage:
         term = self.demonstrations
-        if term and term.negatives and term.loss in ("likelihood", "dft", "gsil"):
-            raise ValueError(f"demonstrations.negatives are for a pair loss, not for {term.loss}; remove them")
-        if term and term.loss == "dft" and self.on_policy:
-            raise ValueError("dft has one set of negatives, of the first model; set on_policy to false")
+        if term is None:
+            return self
+        if self.draws and self.sampling.temperature != 1:
+            raise ValueError(
+                f"sampling.temperature ({self.sampling.temperature:g}): the implicit reward is that of the policy at "
+                "temperature 1, and its samples must be drawn so; set it to 1"
+            )
+        if term.negatives and (term.loss in ("likelihood", "dft", "gsil") or self.on_policy):
+            other = "on_policy, which draws all of them" if self.on_policy else term.loss
+            raise ValueError(
+                f"demonstrations.negatives are for a pair loss on drawn samples, not for {other}; remove them"
+            )
+        if self.on_policy and term.loss in ("likelihood", "dft", "gsil"):
+            why = "draws nothing" if term.loss == "likelihood" else "takes its samples for draws of the reference"
+            raise ValueError(f"on_policy: {term.loss} {why}; set it to false")
+        if self.keep_previous and (self.rounds == 1 or self.on_policy or not term.draws):
+            raise ValueError("keep_previous needs rounds whose samples are drawn at once; set it to false")
+        if term.loss in ("dft", "gsil") and (self.keep_previous or (self.reference == "start" and self.rounds > 1)):
+            raise ValueError(
+                f"{term.loss} takes its samples for draws of the reference (their likelihood under it is part of the loss); "
+                "set keep_previous to false and reference to round"
+            )
         return self
 
     @property
@@ -230,9 +285,20 @@ class ImplicitStage(SampledStage):
         return self.demonstrations is not None and self.demonstrations.draws
 
     @property
+    def keeps_reference(self) -> bool:
+        """Whether a second model is held: where the reference is older than the round, or samples come while it runs."""
+        return self.on_policy or (self.reference == "start" and self.rounds > 1 and self.draws)
+
+    @property
     def room(self) -> int | None:
         """As long as what it samples, if it does."""
         return self.sampling.max_new_tokens if self.draws else None
+
+    @property
+    def pair_loss(self) -> Literal["implicit_loss"] | None:
+        """Of (demonstration, sample) pairs."""
+        term = self.demonstrations
+        return "implicit_loss" if term is not None and term.loss not in ("likelihood", "dft") else None
 
     def beta_of(self, round_number: int) -> float:
         """The round's beta."""
@@ -256,3 +322,11 @@ class ImplicitStage(SampledStage):
 
     def trains(self) -> dict[Literal["policy", "reward"], Location]:
         return {"policy": self.policy}
+
+    def holds(self) -> list[Held]:
+        sampler = [Held("rollout", self.policy, frozen="weights")] if self.draws else []
+        older = [Held("policy", self.policy, frozen="reference")] if self.keeps_reference else []
+        return [*sampler, Held("policy", self.policy), *older]
+
+    def made_of(self, artifact: str) -> list[Location]:
+        return [self.policy] * (2 if artifact == "reward" else 1)

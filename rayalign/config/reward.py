@@ -29,7 +29,9 @@ class RewardConfig(Strict):
         description="what the policy is paid for the logit h (AfD 2.4): h, log sigmoid(h), softplus(h), the published "
         "-h exp(h), whose policy gradient points the other way (T24), or exp(h), whose does not",
     )
-    demonstration_weight: NonNegative = Field(1.0, description="w1 of AIHF (5.1); 0 leaves the preferences alone (RLHF)")
+    demonstration_weight: NonNegative = Field(
+        1.0, description="w1 of AIHF (5.1); 0 leaves the preferences alone (RLHF)"
+    )
     preference_weight: NonNegative = Field(0.0, description="w2 of AIHF (5.1), on data.preferences; 0 is RFT")
     preference_temperature: Positive = Field(
         1.0, description="kappa: how sharply annotators follow the reward; it must fit beta (T39)"
@@ -46,7 +48,8 @@ class RewardConfig(Strict):
         "none", description="which rounds' samples are negatives: this one, all, or the first and this one"
     )
     negatives: list[Location] = Field(
-        default_factory=list, description="stored samples (stage:STAGE/samples.jsonl) that are negatives beside the policy's"
+        default_factory=list,
+        description="stored samples (stage:STAGE/samples.jsonl) that are negatives beside the policy's",
     )
     normalise: Literal["none", "demonstrations", "samples"] = Field(
         "samples", description="shift and scale scores to mean 0 and deviation 1 on these, after each round"
@@ -57,6 +60,11 @@ class RewardConfig(Strict):
     def _something_is_learned_from(self) -> RewardConfig:
         if not self.demonstration_weight and not self.preference_weight:
             raise ValueError("demonstration_weight and preference_weight are both 0; give one of them a weight")
+        if not self.demonstration_weight and (self.negatives or self.replay != "none"):
+            raise ValueError(
+                "negatives and replay stand against demonstrations, and demonstration_weight is 0; remove them, or give "
+                "demonstrations a weight"
+            )
         if not self.demonstration_weight and self.normalise == "samples":
             raise ValueError(
                 "normalise samples: with demonstration_weight 0 the policy is never sampled for the reward; set it to "
@@ -69,7 +77,9 @@ class RewardConfig(Strict):
         if self.divergence == "reverse_kl":
             return self
         if self.loss != "logistic":
-            raise ValueError(f"divergence {self.divergence} is a function of a discriminator's logit; set loss to logistic")
+            raise ValueError(
+                f"divergence {self.divergence} is a function of a discriminator's logit; set loss to logistic"
+            )
         if self.normalise != "none":
             raise ValueError(f"divergence {self.divergence} needs the logit as it is; set normalise to none")
         return self

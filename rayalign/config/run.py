@@ -144,16 +144,23 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _token_rewards_come_from_tokens(self) -> RunConfig:
+    def _rewards_are_of_the_kind_asked_for(self) -> RunConfig:
         kinds = {stage.name: stage.kind for stage in self.stages}
         for stage in self.stages:
             reference = stage_reference(stage.reward or "") if isinstance(stage, RlStage) else None
-            if reference and isinstance(stage, RlStage) and stage.token_rewards:
-                if kinds.get(reference[0]) not in ("ava", "log_ratio", "implicit"):
-                    raise ValueError(
-                        f"stages.{stage.name}.token_rewards: {stage.reward} is a sequence-level reward, of one number a "
-                        "response; set token_rewards to false, or learn one that has rewards of tokens (stage ava)"
-                    )
+            if not isinstance(stage, RlStage) or reference is None or reference[0] not in kinds:
+                continue
+            of_tokens = kinds[reference[0]] in ("ava", "log_ratio", "implicit")
+            if stage.token_rewards and not of_tokens:
+                raise ValueError(
+                    f"stages.{stage.name}.token_rewards: {stage.reward} is a sequence-level reward, of one number a "
+                    "response; set token_rewards to false, or learn one that has rewards of tokens (stage ava)"
+                )
+            if of_tokens and stage.improve.critic and stage.improve.critic.init is None:
+                raise ValueError(
+                    f"stages.{stage.name}.improve.critic.init: {stage.reward} has no head of one number a response that a "
+                    "critic could start from; name a model to start from, for instance the policy's"
+                )
         return self
 
     @model_validator(mode="after")

@@ -8,10 +8,10 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from rayalign.config.base import Location, NonNegativeInt, Positive, PositiveInt, Strict
 from rayalign.config.data import DataConfig, DataSource
-from rayalign.config.stage_base import Input, SamplingConfig, StageBase, prompts_or_demonstrations, set_inputs
+from rayalign.config.stage_base import Held, Input, SamplingConfig, StageBase, prompts_or_demonstrations, set_inputs
 
-# All candidates of a prompt are one request to vLLM, which takes no more than 16,384 of them.
-Candidates = Annotated[PositiveInt, Field(le=4096)]
+MAX_CANDIDATES = 16_384  # all candidates of a prompt are one request to vLLM, which takes no more of them
+Candidates = Annotated[PositiveInt, Field(le=MAX_CANDIDATES)]
 
 
 class BestOfNStage(StageBase):
@@ -41,6 +41,9 @@ class BestOfNStage(StageBase):
     def inputs(self) -> dict[str, Input]:
         found = {"policy": Input("model", self.policy), "reward": Input("reward", self.reward)}
         return found | set_inputs(prompts=Input("prompts", self.prompts))
+
+    def holds(self) -> list[Held]:
+        return [Held("rollout", self.policy, frozen="weights"), Held("reward", self.reward, frozen="weights")]
 
     def shared_inputs(self, data: DataConfig) -> dict[str, Input]:
         return {} if self.prompts else dict(prompts_or_demonstrations(data))
@@ -99,6 +102,16 @@ class EvaluateStage(StageBase):
     golden: Literal["planted"] | None = Field(None, description="a known reward, shown and never trained on")
 
     @model_validator(mode="after")
+    def _candidates_are_one_request(self) -> EvaluateStage:
+        for name, model in self.models.items():
+            if isinstance(model, BestOf) and model.best_of * self.num_per_prompt > MAX_CANDIDATES:
+                raise ValueError(
+                    f"models.{name}.best_of ({model.best_of}) times num_per_prompt ({self.num_per_prompt}) is more than vLLM "
+                    f"draws for one prompt ({MAX_CANDIDATES}); lower one of them"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _preferences_have_a_judge(self) -> EvaluateStage:
         if self.preferences is not None and self.reward is None:
             raise ValueError("preferences are for the learned reward's accuracy; set reward, or remove preferences")
@@ -126,6 +139,21 @@ class EvaluateStage(StageBase):
             reward=Input("reward", self.reward),
             preferences=Input("preferences", self.preferences),
         )
+
+    def phases(self) -> list[list[Held]]:
+        """One model after the other, then the reward."""
+        found = [[Held("reward", self.reward, frozen="weights")]] if self.reward else []
+        for model in self.models.values():
+            match model:
+                case Extrapolated():
+                    both = (model.policy, model.reference)
+                    found.append([Held("reward", location, frozen="weights") for location in both])
+                case BestOf():
+                    judge = Held("reward", model.reward, frozen="weights")
+                    found.append([Held("rollout", model.policy, frozen="weights"), judge])
+                case _:
+                    found.append([Held("rollout", model, frozen="weights")])
+        return found
 
     def shared_inputs(self, data: DataConfig) -> dict[str, Input]:
         return {} if self.prompts else {"data.prompts": Input("prompts", data.prompts)}

@@ -34,6 +34,16 @@ class Input:
         return self.source.path if isinstance(self.source, DataSource) else self.source
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A model that the workers of a group hold while a stage runs: trained, or frozen under a name."""
+
+    group: Literal["policy", "reward", "rollout"]
+    location: Location
+    frozen: str = ""  # what it is for, if it is not trained
+    trained: str = ""  # the same, for what is trained beside the group's own model
+
+
 class SamplingConfig(Strict):
     """How responses are drawn. Training needs the policy's own distribution: temperature 1, no truncation."""
 
@@ -90,8 +100,25 @@ class StageBase(Strict):
         return {}
 
     def trains(self) -> dict[Literal["policy", "reward"], Location]:
-        """The models that it trains, by the group that does so; each is saved as an artifact of that name."""
+        """The models that it trains, by the artifact that each is saved as."""
         return {}
+
+    def holds(self) -> list[Held]:
+        """The models in memory while it runs, in the order they are loaded."""
+        return [Held(role, location) for role, location in self.trains().items()]
+
+    def phases(self) -> list[list[Held]]:
+        """What is held at one time, for a stage that takes its models one after the other."""
+        return [self.holds()]
+
+    def made_of(self, artifact: str) -> list[Location]:
+        """The models that an artifact of it is as large as, together."""
+        return [location for name, location in self.trains().items() if name == artifact]
+
+    @property
+    def pair_loss(self) -> Literal["reward_loss", "implicit_loss"] | None:
+        """Which objective given in Python takes the place of its own, if it has one on pairs."""
+        return None
 
     @property
     def room(self) -> int | None:

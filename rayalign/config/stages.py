@@ -14,6 +14,7 @@ from rayalign.config.loops import ImplicitStage, IrlStage, RlStage
 from rayalign.config.model import OptimizerConfig
 from rayalign.config.selection import BestOfNStage, EvaluateStage
 from rayalign.config.stage_base import (
+    Held,
     Input,
     SamplingConfig,
     StageBase,
@@ -101,6 +102,9 @@ class SampleStage(StageBase):
 
     def inputs(self) -> dict[str, Input]:
         return set_inputs(policy=Input("model", self.policy), prompts=Input("prompts", self.prompts))
+
+    def holds(self) -> list[Held]:
+        return [Held("rollout", self.policy, frozen="weights")]
 
     def shared_inputs(self, data: DataConfig) -> dict[str, Input]:
         return {} if self.prompts else dict(prompts_or_demonstrations(data))

@@ -13,7 +13,7 @@ from rayalign.config.ava import AvaStage
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.engines.batching import concatenated_rows
 from rayalign.engines.learner import Learner, LossOutput, init_distributed, local_device, seed_everything
-from rayalign.errors import RayalignError
+from rayalign.errors import Diverged
 from rayalign.models.batch import TokenBatch
 from rayalign.models.token_reward import TokenRewardModel, TokenRewardSettings
 from rayalign.objectives.ava import AvaObjective, AvaTerms, AvaTokens, ava_terms, response_rewards
@@ -47,6 +47,7 @@ class AvaEngine:
         config = setup.config
         self._config, self._paired = config, config.variant == "preferences"
         self._group_size = 2 if self._paired else 1
+        self._bad_term = ""
         self._objective = AvaObjective(**{f.name: getattr(config, f.name) for f in fields(AvaObjective)})
         settings = TokenRewardSettings(**{f.name: getattr(config, f.name) for f in fields(TokenRewardSettings)})
         self._model = TokenRewardModel.from_backbone(
@@ -57,18 +58,25 @@ class AvaEngine:
         )
 
     def fit(self, sequences: Sequences) -> Metrics:
-        """One optimiser step on the mean of the loss over the demonstrations or pairs of all ranks."""
+        """One optimiser step on the mean of the loss over the demonstrations or pairs of all ranks.
+
+        Raises Diverged, with the term, where the learner does.
+        """
 
         def loss(model: Any, batch: TokenBatch) -> LossOutput:
             tokens = model(batch)
             terms = self._terms(tokens, batch, sequences)
-            self._check_finite(terms)
+            self._note_bad(terms)
             # All heads have a gradient, whatever terms count: ZeRO waits for them.
             touched = tokens.q.sum() + tokens.means.sum() + tokens.deviations.sum()
             return LossOutput(terms.loss + 0 * touched, self._metrics(tokens, terms, batch))
 
         group_sizes = np.full(len(sequences) // self._group_size, self._group_size)
-        metrics = self._learner.step(sequences, loss, denominator=len(group_sizes), group_sizes=group_sizes)
+        try:
+            metrics = self._learner.step(sequences, loss, denominator=len(group_sizes), group_sizes=group_sizes)
+        except Diverged as error:
+            which = f" (AVA's {self._bad_term}; a larger sigma_floor may help)" if self._bad_term else ""
+            raise Diverged(f"{error}{which}") from None
         if "sigma_min" in metrics:  # a step that was skipped has no metrics of its own
             metrics["sigma_min"] = Last(-metrics["sigma_min"].value())
         return metrics
@@ -83,7 +91,7 @@ class AvaEngine:
         for rows, values in self._learner.all_gather(own):
             columns[rows] = values.reshape(-1, 3)
         if not np.isfinite(columns).all():
-            raise RayalignError("AVA's rewards are not finite; lower optimizer.learning_rate")
+            raise Diverged("AVA's rewards are not finite; lower optimizer.learning_rate")
         return dict(zip(("sum", "last", "logprob"), columns.T, strict=True))
 
     def save(self, *, reward: str, policy: str) -> None:
@@ -104,13 +112,11 @@ class AvaEngine:
             objective=self._objective,
         )
 
-    def _check_finite(self, terms: AvaTerms) -> None:
+    def _note_bad(self, terms: AvaTerms) -> None:
+        """Keeps which term was not finite, for the message if the learner gives up."""
         for name, term in terms.by_name().items():
             if not torch.isfinite(term):
-                raise RayalignError(
-                    f"AVA's {name} term is {float(term.detach())} at optimiser step {self._learner.steps_done}; lower "
-                    "optimizer.learning_rate, or raise sigma_floor"
-                )
+                self._bad_term = f"{name} term is {float(term.detach())}"
 
     @torch.no_grad()
     def _metrics(self, tokens: AvaTokens, terms: AvaTerms, batch: TokenBatch) -> Metrics:

@@ -15,6 +15,7 @@ from torch import nn
 from rayalign.config.improve import CriticConfig
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.engines.learner import Learner, LossOutput
+from rayalign.engines.scored_batch import token_places
 from rayalign.models.batch import TokenBatch
 from rayalign.models.value import ValueModel
 from rayalign.objectives.critic import clipped_value_loss
@@ -48,12 +49,10 @@ class Critic:
         self, sequences: Sequences, rows: np.ndarray, old_values: torch.Tensor, returns: torch.Tensor
     ) -> Metrics:
         """One optimiser step on the sequences at `rows`; old_values and returns are [T] of the whole batch."""
-        starts = np.concatenate([[0], np.cumsum(sequences.response_lengths)])
         chosen = sequences.take(rows)
 
         def loss(model: Any, batch: TokenBatch) -> LossOutput:
-            picked = rows[batch.rows]
-            tokens = np.concatenate([np.arange(starts[r], starts[r + 1]) for r in picked])
+            tokens = token_places(sequences.response_lengths, rows[batch.rows])
             values = model(batch)
             old, wanted = old_values[tokens].to(values.device), returns[tokens].to(values.device)
             loss_sum, clipped = clipped_value_loss(values, old, wanted, clip=self._config.value_clip)

@@ -10,7 +10,7 @@ import torch
 from rayalign.engines.batching import concatenated_rows
 from rayalign.engines.learner import Learner, init_distributed, local_device, seed_everything
 from rayalign.engines.pair_step import PairTerm, pair_step
-from rayalign.errors import RayalignError
+from rayalign.errors import Diverged
 from rayalign.models.reward import RewardModel
 from rayalign.objectives.reward import PAIR_LOSSES, standardise
 from rayalign.ports import FitSetup
@@ -57,5 +57,5 @@ class RewardFitEngine:
         for rows, values in self._learner.all_gather(own):
             found[rows] = values
         if not np.isfinite(found).all():
-            raise RayalignError("the reward model gives scores that are not finite; lower optimizer.learning_rate")
+            raise Diverged("the reward model gives scores that are not finite; lower optimizer.learning_rate")
         return found

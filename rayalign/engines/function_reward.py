@@ -19,7 +19,7 @@ class FunctionReward:
     """Scores (prompt texts, response texts) with a user's function; satisfies the RewardWorker Protocol.
 
     Args:
-        function: maps B prompts and B responses to B finite numbers.
+        function: maps B prompts and B responses to B numbers.
         decode_prompt, decode_response: token ids to the text that the function sees, without special tokens.
     """
 
@@ -36,7 +36,10 @@ class FunctionReward:
         return self.score_sequences(Sequences.concatenate([r.sequences for r in rollouts]))
 
     def score_sequences(self, sequences: Sequences) -> Scores:
-        """Scores of this rank's share of stored sequences. Raises RayalignError unless each has one finite number."""
+        """Scores of this rank's share of stored sequences. Raises RayalignError unless each has one number.
+
+        One that is not finite is the policy's to skip: an update without it would be biased.
+        """
         rank = Rank.from_environment()
         rows = np.arange(rank.rank, len(sequences), rank.world_size)
         if len(rows) == 0:
@@ -48,12 +51,6 @@ class FunctionReward:
         if values.shape != (len(sequences),):
             raise RayalignError(
                 f"the reward function gave {values.shape} values for {len(sequences)} samples; return one number each"
-            )
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise RayalignError(
-                f"the reward function gave sample {rows[bad[0]]} the score {values[bad[0]]} "
-                f"({len(bad)} of {len(values)} are not finite)"
             )
         return Scores(rows, values, reward_version=0)
 

@@ -61,7 +61,6 @@ class ImplicitEngine(TrainablePolicy):
 
     def __init__(self, setup: ImplicitSetup) -> None:
         stage = setup.config
-        older = stage.reference == "start" and stage.rounds > 1 and stage.draws
         super().__init__(
             setup.path,
             setup.model,
@@ -70,7 +69,7 @@ class ImplicitEngine(TrainablePolicy):
             temperature=1.0,
             total_steps=1,
             seed=setup.seed,
-            keeps_reference=older or stage.on_policy,
+            keeps_reference=stage.keeps_reference,
         )
         self._setup, self._stage = setup, stage
         self._round = 0

@@ -47,9 +47,9 @@ class DemonstrationLoss:
     def __call__(self, rows: Grouped) -> tuple[torch.Tensor, Metrics]:
         """As Term."""
         demo = rows.policy[:, 0]
-        if self._config.loss == "likelihood" and self._own is None:
+        if self._config.loss == "likelihood":
             return -demo.sum(), {"demo_nll": Mean(-float(demo.detach().sum()), len(demo))}
-        if self._config.loss == "dft" and self._own is None:
+        if self._config.loss == "dft":
             found = self._dft(rows)
             return found, {"loss": Mean(float(found.detach()), len(demo)), **self._margins(rows)}
         found = self._pairs(rows)
@@ -69,7 +69,7 @@ class DemonstrationLoss:
         if self._own is not None:
             return self._own(self._beta * (demo - ref_demo), self._beta * (agent - ref_agent))
         if self._config.loss == "gsil":
-            return gsil_loss(demo - ref_demo, agent - ref_agent, beta=self._beta, link="logistic")
+            return gsil_loss(demo - ref_demo, agent - ref_agent, beta=self._beta, link=self._config.gsil_link)
         return implicit_pair_loss(
             demo,
             agent,
@@ -80,8 +80,7 @@ class DemonstrationLoss:
         )
 
     def _dft(self, rows: Grouped) -> torch.Tensor:
-        known = torch.from_numpy(self._log_averages[rows.ids]).to(rows.policy)
-        before = torch.where(torch.isnan(known), _first_estimate(rows, self._config.dft_tau), known)
+        before = torch.from_numpy(self._log_averages[rows.ids]).to(rows.policy)  # nan where there is none yet
         found, after = dft_loss(
             rows.policy[:, 0],
             rows.policy[:, 1:],
@@ -128,7 +127,11 @@ class PreferenceLoss:
         else:
             loss = dpo_loss if self._config.loss == "dpo" else ipo_loss
             found = loss(
-                chosen, rejected, chosen_ref_logprob_sums=ref_chosen, rejected_ref_logprob_sums=ref_rejected, **arguments
+                chosen,
+                rejected,
+                chosen_ref_logprob_sums=ref_chosen,
+                rejected_ref_logprob_sums=ref_rejected,
+                **arguments,
             )
         implicit = self._beta * (rows.policy.detach() - rows.ref)
         num = len(chosen)
@@ -137,9 +140,3 @@ class PreferenceLoss:
             "preference_pair_accuracy": Mean(float(pair_accuracy(implicit[:, 0], implicit[:, 1])), num),
             "margin_chosen_minus_rejected": Mean(float(margin_demo_minus_agent(implicit[:, 0], implicit[:, 1])), num),
         }
-
-
-def _first_estimate(rows: Grouped, tau: float) -> torch.Tensor:
-    """[N] DFT's log-average before there is one: the present estimate itself."""
-    policy = rows.policy.detach()[:, 1:]
-    return torch.logsumexp(policy / tau - rows.ref[:, 1:], dim=1) - np.log(policy.shape[1])

@@ -21,7 +21,7 @@ from torch import nn
 
 from rayalign.config.model import LearnerConfig, OptimizerConfig
 from rayalign.engines.batching import MicroBatch, Rank, rank_micro_batches
-from rayalign.errors import RayalignError
+from rayalign.errors import Diverged, RayalignError
 from rayalign.models.batch import TokenBatch, token_batch
 from rayalign.models.wire import WireWeight
 from rayalign.telemetry.metrics import Last, Metrics, Sum, merge
@@ -97,8 +97,8 @@ class Learner:
         """One optimiser step on the gradient of (sum of losses over all sequences) / denominator.
 
         Each rank runs its share; `group_sizes` cut the rows into consecutive groups (the two sides of a pair) that are
-        never torn apart. A gradient that is not finite is never stepped on: the weights stay, the metrics are
-        `num_skipped` alone. Raises RayalignError when that happens MAX_SKIPPED times in a row.
+        never torn apart. A loss or gradient that is not finite is never stepped on: the weights stay, the metrics
+        are `num_skipped` alone. Raises Diverged when that happens MAX_SKIPPED times in a row.
         """
         batches = rank_micro_batches(sequences, self._learner, self.rank, group_sizes=group_sizes)
         scale = self.rank.world_size / denominator
@@ -108,7 +108,9 @@ class Learner:
             batch = self._token_batch(sequences, part)
             self._engine.set_gradient_accumulation_boundary(place == len(batches) - 1)
             output = loss_fn(self._engine, batch)
-            self._engine.backward(output.loss_sum * (scale * part.weight))
+            loss = output.loss_sum * (scale * part.weight)
+            # A loss that is not finite may have a gradient that is; no rank shall step on that.
+            self._engine.backward(loss if torch.isfinite(loss) else loss * torch.nan)
             if part.weight:
                 parts.append(output.metrics)
         self._set_learning_rate()
@@ -231,9 +233,9 @@ class Learner:
     def _skipped(self) -> Metrics:
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED:
-            raise RayalignError(
-                f"the gradient is not finite at optimiser step {self.steps_done}, for the {MAX_SKIPPED}. time in a row; the "
-                "weights are those before. Lower the learning rate, or look at the rows and rewards of these steps"
+            raise Diverged(
+                f"loss or gradient is not finite at optimiser step {self.steps_done}, for the {MAX_SKIPPED}. time in a row; "
+                "the weights are those before. Lower the learning rate, or look at the rows and rewards of these steps"
             )
         return {"num_skipped": Sum(1)}
 

@@ -16,7 +16,7 @@ from rayalign.engines.learner import MAX_SKIPPED, local_device
 from rayalign.engines.policy_loss import policy_loss
 from rayalign.engines.scored_batch import ScoredBatch, minibatches
 from rayalign.engines.trainable import TrainablePolicy
-from rayalign.errors import RayalignError, StaleSamples
+from rayalign.errors import Diverged, RayalignError, StaleSamples
 from rayalign.ports import PolicySetup
 from rayalign.telemetry.metrics import Metrics, Sum, merge
 from rayalign.types import Rollout, Scores, Sequences
@@ -39,6 +39,7 @@ class PolicyEngine(TrainablePolicy):
         self._setup, self._config = setup, setup.config
         self._critic: Critic | None = None
         self._skipped_in_a_row = 0
+        self._random = np.random.default_rng([setup.seed, 2])  # the same on every rank
 
     def start_critic(self, path: str) -> None:
         """Starts the critic anew from a reward's folder, or another model's; every rank calls it."""
@@ -61,8 +62,8 @@ class PolicyEngine(TrainablePolicy):
 
         Rewards are scores minus kl_coef times the log-ratio to the reference (or that is a term of the loss), advantages
         are the configured ones, the loss is the mean over sequences of the sum over their tokens. Scores that are not
-        finite are not trained on: the update is skipped and counted. Raises StaleSamples, and RayalignError where
-        MAX_SKIPPED updates in a row were skipped.
+        finite are not trained on: the update is skipped and counted. Raises StaleSamples, and Diverged where MAX_SKIPPED
+        updates in a row were skipped.
         """
         started = time.perf_counter()
         oldest = min(r.policy_version for r in rollouts)
@@ -87,7 +88,7 @@ class PolicyEngine(TrainablePolicy):
         steps = [
             self._optimise(batch, rows, advantages, returns)
             for _ in range(self._config.epochs)
-            for rows in minibatches(batch.sequences.prompt_ids, self._config.minibatches)
+            for rows in minibatches(batch.sequences.prompt_ids, self._config.minibatches, self._random)
         ]
         self.version += 1
         return metrics | merge(steps) | {"update_s": Sum(time.perf_counter() - started)}
@@ -107,7 +108,7 @@ class PolicyEngine(TrainablePolicy):
         self._skipped_in_a_row += 1
         found = f"{batch.num_unscored} of {len(batch.sequences)} samples have no finite score"
         if self._skipped_in_a_row >= MAX_SKIPPED:
-            raise RayalignError(
+            raise Diverged(
                 f"{found}, for the {MAX_SKIPPED}. update in a row; the policy was not updated on them. Look at the reward"
             )
         self.version += 1

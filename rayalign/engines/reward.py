@@ -19,7 +19,7 @@ from rayalign.engines.learner import (
     seed_everything,
 )
 from rayalign.engines.pair_step import PairTerm, pair_step
-from rayalign.errors import RayalignError
+from rayalign.errors import Diverged, RayalignError
 from rayalign.models.reward import RewardModel
 from rayalign.objectives.reward import DIVERGENCES, PAIR_LOSSES, joint_coefficients, preference_loss, standardise
 from rayalign.ports import RewardSetup
@@ -128,10 +128,15 @@ class RewardEngine:
             return {}
         reference = fresh if self._config.normalise == "samples" and fresh else self._demonstrations
         raw = np.concatenate([part for _, part in self._learner.all_gather(self._raw(reference))])
-        if not np.isfinite(raw).all():
-            raise RayalignError("the reward model gives scores that are not finite; lower reward.optimizer.learning_rate")
-        self._reward.mean, self._reward.std = float(raw.mean()), max(float(raw.std()), 1e-6)
-        return {"score_mean": Last(self._reward.mean), "score_std": Last(self._reward.std)}
+        finite = raw[np.isfinite(raw)]
+        if len(finite) <= len(raw) / 2:
+            raise Diverged(
+                f"the reward model scores {len(raw) - len(finite)} of {len(raw)} responses as no finite number; lower "
+                "reward.optimizer.learning_rate"
+            )
+        self._reward.mean, self._reward.std = float(finite.mean()), max(float(finite.std()), 1e-6)
+        metrics: Metrics = {"score_mean": Last(self._reward.mean), "score_std": Last(self._reward.std)}
+        return metrics | ({"num_unscored": Sum(len(raw) - len(finite))} if len(finite) < len(raw) else {})
 
     def _raw(self, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
         return concatenated_rows(self._learner.map(sequences, lambda engine, batch: engine(batch)))

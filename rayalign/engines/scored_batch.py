@@ -122,11 +122,11 @@ class ScoredBatch:
         return {"kl_policy_to_ref": Mean(float(log_ratios.sum()), len(self.sequences))}
 
 
-def minibatches(prompt_ids: np.ndarray, num: int) -> list[np.ndarray]:
-    """Splits rows into `num` parts that keep a prompt's group together."""
+def minibatches(prompt_ids: np.ndarray, num: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Splits rows into `num` parts that keep a prompt's group together, anew in every pass."""
     if num == 1:
         return [np.arange(len(prompt_ids))]
-    parts = np.array_split(np.unique(prompt_ids), num)
+    parts = np.array_split(random.permutation(np.unique(prompt_ids)), num)
     return [np.flatnonzero(np.isin(prompt_ids, part)) for part in parts if len(part)]
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from rayalign.config.fits import LOG_RATIO
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.errors import UserError
 from rayalign.models.batch import TokenBatch
@@ -20,8 +21,6 @@ from rayalign.models.policy import PolicyModel
 from rayalign.models.reward import RewardModel
 from rayalign.models.token_reward import KIND, TokenRewardModel
 from rayalign.objectives.segments import segment_sum
-
-LOG_RATIO = "log_ratio.json"
 
 
 class ScoringModel(Protocol):

@@ -16,6 +16,7 @@ from typing import Literal
 from rayalign.actors.plan import make_plan
 from rayalign.config.base import stage_reference
 from rayalign.config.data import DataSource
+from rayalign.config.fits import LOG_RATIO
 from rayalign.config.loops import LoopStage, RlStage
 from rayalign.config.run import RunConfig
 from rayalign.config.stage_base import Input
@@ -33,7 +34,6 @@ from rayalign.preflight.folders import (
 from rayalign.preflight.rows import MAX_ROWS_READ, first_rows, too_few_prompts
 
 MIN_FREE_BYTES = 200 * 2**20
-LOG_RATIO = "log_ratio.json"  # a reward that is two policies: see models.rewards
 
 State = Literal["ok", "made", "download", "missing"]
 

@@ -1,7 +1,7 @@
 """The memory and the disk that a config's models will take, from files' headers or hub names: nothing is loaded.
 
-What is counted is what stays: weights, gradients, AdamW's state, references, vLLM's KV cache; and, where it is more, what
-a worker holds while it loads. Activations come on top; they follow learner.micro_batch_tokens.
+What is counted is what stays: weights, gradients, AdamW's state, references, critics, scorers, vLLM's KV cache; and, where
+it is more, what a worker holds while it loads. Activations come on top; they follow learner.micro_batch_tokens.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from rayalign.actors.plan import make_plan
 from rayalign.config.base import stage_reference
-from rayalign.config.loops import LoopStage
 from rayalign.config.run import RunConfig
-from rayalign.config.stages import SftStage, Stage
+from rayalign.config.stage_base import Held
+from rayalign.config.stages import SftStage
 
 GIB = 2**30
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -57,29 +57,21 @@ class GroupMemory:
 
 
 def group_memory(config: RunConfig) -> list[GroupMemory]:
-    """The groups' memory for their largest model; groups whose models are not here yet are left out."""
-    plan, learner, dtype = make_plan(config.placement), config.learner, config.model.dtype
-    policy, reward = _largest(config, "policy"), _largest(config, "reward")
-    keeps_reference = any(isinstance(s, LoopStage) and s.improve.kl_coef > 0 for s in config.stages)
+    """The groups' memory where they hold most; groups whose models are not here yet are left out."""
+    plan = make_plan(config.placement)
+    phases = [held for stage in config.stages for held in stage.phases()]
     found = []
-    if policy:
-        ranks = plan.groups["policy"].num_workers
-        parts = _training(policy, dtype, learner.zero_stage, ranks, adapter=config.model.lora is not None)
-        whole = loading = policy * WEIGHT_BYTES[dtype] / GIB
-        if keeps_reference and config.model.lora is None:
-            loading += sum(parts.values())  # the policy is there when its reference is loaded
-            parts["reference"] = whole / (ranks if learner.zero_stage == 3 else 1)
-        found.append(GroupMemory("policy", ranks, parts, loading))
-    if reward:
-        ranks = plan.groups["reward"].num_workers
-        parts = _training(reward, dtype, learner.zero_stage, ranks)
-        found.append(GroupMemory("reward", ranks, parts, reward * WEIGHT_BYTES[dtype] / GIB))
-    if policy:
-        rollout = plan.groups["rollout"]
-        parts = {"weights": policy * WEIGHT_BYTES[dtype] / config.placement.rollout.tensor_parallel / GIB}
+    for role in ("policy", "reward"):
+        groups = [_trainer(config, held, role, plan.groups[role].num_workers) for held in phases]
+        if most := max((group for group in groups if group.parts), key=lambda group: group.each_gib, default=None):
+            found.append(most)
+    rollout, tensor_parallel = plan.groups["rollout"], config.placement.rollout.tensor_parallel
+    drawn = [_size(config, h) for held in phases for h in held if h.group == "rollout"]
+    if largest := max(drawn, default=0):
+        parts = {"weights": largest * WEIGHT_BYTES[config.model.dtype] / tensor_parallel / GIB}
         if not rollout.gpus:
             parts["KV cache"] = config.placement.kv_cache_gib
-        found.append(GroupMemory("rollout", rollout.num_workers * config.placement.rollout.tensor_parallel, parts))
+        found.append(GroupMemory("rollout", rollout.num_workers * tensor_parallel, parts))
     return found
 
 
@@ -114,18 +106,35 @@ def num_parameters(config: RunConfig, location: str, *, asked: frozenset[str] = 
         if stage.scratch is not None:
             return None if "vocab_size" not in stage.scratch else _of_architecture(stage.scratch)
         return num_parameters(config, stage.policy or config.model.path, asked=asked)
-    start = _trained(stage).get(reference[1]) if stage else None
-    return None if start is None else num_parameters(config, start, asked=asked)
+    sizes = [num_parameters(config, start, asked=asked) for start in (stage.made_of(reference[1]) if stage else [])]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known and len(known) == len(sizes) else None
 
 
-def _largest(config: RunConfig, role: str) -> int:
-    """Parameters of the largest model that a group trains; 0 if none is known."""
-    locations = (location for stage in config.stages for kind, location in _trained(stage).items() if kind == role)
-    return max((num_parameters(config, location) or 0 for location in locations), default=0)
+def _trainer(config: RunConfig, held: list[Held], role: str, ranks: int) -> GroupMemory:
+    """One worker of a group that trains or scores, with its share of these models, loaded one after the other."""
+    dtype, zero_stage, lora = config.model.dtype, config.learner.zero_stage, config.model.lora is not None
+    parts: dict[str, float] = {}
+    loading = 0.0
+    for model in (model for model in held if model.group == role):
+        num = _size(config, model)
+        whole = num * WEIGHT_BYTES[dtype] / GIB
+        if not num or (lora and model.frozen == "reference"):  # the model without its adapter
+            continue
+        loading = max(loading, sum(parts.values()) + whole)
+        if model.frozen:
+            own = {model.frozen: whole / (ranks if zero_stage == 3 else 1)}
+        else:
+            adapter = lora and role == "policy" and not model.trained
+            own = _training(num, dtype, zero_stage, ranks, adapter=adapter)
+            own = {model.trained: sum(own.values())} if model.trained else own
+        parts |= {name: parts.get(name, 0.0) + gib for name, gib in own.items()}
+    return GroupMemory(role, ranks, parts, loading)
 
 
-def _trained(stage: Stage) -> dict[str, str]:
-    return {str(role): location for role, location in stage.trains().items()}
+def _size(config: RunConfig, held: Held) -> int:
+    """Parameters; 0 where nothing tells."""
+    return num_parameters(config, held.location) or 0
 
 
 def _training(num: int, dtype: str, zero_stage: int, ranks: int, *, adapter: bool = False) -> dict[str, float]:

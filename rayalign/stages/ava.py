@@ -14,7 +14,7 @@ from rayalign.data.fingerprint import fingerprint
 from rayalign.data.pairs import interleaved
 from rayalign.engines.ava import AvaEngine, AvaSetup
 from rayalign.evaluate.statistics import mean_interval, proportion_interval
-from rayalign.stages.context import RunContext, write_json, written_aside
+from rayalign.stages.context import RunContext, last_good_kept, write_json, written_aside
 from rayalign.stages.inputs import load_demonstrations, locate_model
 from rayalign.stages.pairs import load_pairs, split_pairs
 from rayalign.telemetry.metrics import Metrics, merge, values
@@ -67,10 +67,10 @@ def run_ava(context: RunContext, stage: AvaStage) -> None:
     data = _data(context, stage)
     folder = context.stage_folder(stage.name)
     with written_aside(folder / "reward") as reward, written_aside(folder / "policy") as policy:
-        job = AvaJob(_setup(context, stage, len(data.train)), data, str(reward), str(policy))
-        watched = _fit(context, stage, job)
         for saved in (reward, policy):
             context.template().save_tokenizer(saved)
+        job = AvaJob(_setup(context, stage, len(data.train)), data, str(reward), str(policy))
+        watched = _fit(context, stage, job)
     _say(context, stage, watched)
     write_json(folder / "report.json", _report(stage, data, watched))
 
@@ -80,10 +80,15 @@ def fit(job: AvaJob, report: Callable[[Any], None]) -> None:
     engine, data = AvaEngine(job.setup), job.data
     size = min(job.setup.config.batch_size, len(data.train))
     cursor = Cursor(len(data.train), seed=job.setup.seed, fingerprint=fingerprint(data.train))
-    for _ in range(job.setup.total_steps):
-        report(engine.fit(data.batch(cursor.take(size))))
-    heldout = _measure(engine, data)
-    engine.save(reward=job.reward_folder, policy=job.policy_folder)
+
+    def save() -> None:
+        engine.save(reward=job.reward_folder, policy=job.policy_folder)
+
+    with last_good_kept(save):
+        for _ in range(job.setup.total_steps):
+            report(engine.fit(data.batch(cursor.take(size))))
+        heldout = _measure(engine, data)
+    save()
     report(heldout)
 
 

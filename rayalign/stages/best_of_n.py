@@ -52,8 +52,10 @@ def _candidates(context: RunContext, stage: BestOfNStage) -> Rollout:
         raise DataError(f"stage {stage.name} needs prompts: set its prompts, data.prompts or data.demonstrations")
     prompts = load_prompts(context, source, room=stage.sampling.max_new_tokens, limit=stage.num_prompts)
     group = context.rollout_group(locate_model(context, stage.policy))
+    # Not the numbers of a sample stage: what the reward was fitted to would come again, and win.
+    seed = context.seed_of(stage.name, "candidates")
     with context.progress.stage(stage.name) as bar:
-        drawn = group.generate(prompts, stage.sampling, num_per_prompt=max(stage.n), seed=context.config.seed)
+        drawn = group.generate(prompts, stage.sampling, num_per_prompt=max(stage.n), seed=seed)
         rollout = group.fetch(drawn)
         bar.update(note={"samples": len(rollout)})
     return rollout

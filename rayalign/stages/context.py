@@ -6,15 +6,18 @@ import contextlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rayalign.config.base import stage_reference
 from rayalign.config.run import RunConfig
 from rayalign.data.template import Template, load_tokenizer
-from rayalign.errors import UserError
+from rayalign.errors import Diverged, UserError
 from rayalign.ports import Fleet, PairLossFn, RewardSetup, RewardWorker, RolloutWorker, SamplerSetup, Workers
 from rayalign.stages.groups import RolloutGroup
 from rayalign.telemetry.progress import Progress
@@ -45,6 +48,11 @@ class RunContext:
     _sampler: RolloutGroup | None = None
     _sampler_shape: str = ""
     _templates: dict[str, Template] = field(default_factory=dict)
+
+    def seed_of(self, stage: str, purpose: str, number: int = 0) -> int:
+        """A seed of its own for each time that a stage draws samples: no two draws of a run repeat their random numbers."""
+        entropy = [self.config.seed, zlib.crc32(f"{stage}/{purpose}".encode()), number]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def stage_folder(self, name: str) -> Path:
         """Where a stage's artifacts lie."""
@@ -84,9 +92,7 @@ class RunContext:
         if self._sampler is None or shape != self._sampler_shape:
             self.close_sampler()
             with self.progress.stage("starting vLLM"):
-                self._sampler = RolloutGroup(
-                    self._start_sampler(path), colocated=self.config.placement.colocate
-                )
+                self._sampler = RolloutGroup(self._start_sampler(path), colocated=self.config.placement.colocate)
             self._sampler_shape = shape
         else:
             self._sampler.load_checkpoint(path)
@@ -121,26 +127,46 @@ class RunContext:
 def written_aside(path: Path) -> Iterator[Path]:
     """Yields a path beside `path`; when the block ends well it takes the place of `path`, else it is removed.
 
-    A file is replaced in one step. What stood in a folder's place goes only after the new one is there.
+    A file is replaced in one step. What stood in a folder's place goes only after the new one is there. Where the block
+    ends with Diverged, what it has written are the last good weights, and they are kept.
     """
     aside, before = (path.with_name(f".{path.name}.{ending}") for ending in ("part", "before"))
     _remove(aside)
     _remove(before)
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield aside
-        if path.is_dir():
-            path.rename(before)
-        aside.replace(path)
-        _remove(before)
+        try:
+            yield aside
+        except Diverged:
+            if aside.exists():
+                _put(aside, path, before)
+            raise
+        _put(aside, path, before)
     finally:
         _remove(aside)
+
+
+@contextlib.contextmanager
+def last_good_kept(save: Callable[[], None]) -> Iterator[None]:
+    """Around training: saves the last good weights where it ends with Diverged, which is then raised."""
+    try:
+        yield
+    except Diverged:
+        save()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
     with written_aside(path) as aside:
         aside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _put(aside: Path, path: Path, before: Path) -> None:
+    if path.is_dir():
+        path.rename(before)
+    aside.replace(path)
+    _remove(before)
 
 
 def _remove(path: Path) -> None:

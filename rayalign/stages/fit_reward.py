@@ -18,7 +18,7 @@ from rayalign.errors import DataError
 from rayalign.evaluate.heterogeneity import Heterogeneity, heterogeneity
 from rayalign.evaluate.statistics import proportion_interval
 from rayalign.ports import FitSetup
-from rayalign.stages.context import RunContext, write_json, written_aside
+from rayalign.stages.context import RunContext, last_good_kept, write_json, written_aside
 from rayalign.stages.inputs import load_demonstrations, load_samples, locate_model, with_shared_ids
 from rayalign.stages.pairs import Pairs, load_pairs, split_pairs
 from rayalign.telemetry.metrics import values
@@ -52,14 +52,16 @@ def run_fit_reward(context: RunContext, stage: FitRewardStage) -> None:
     measured = {name: sequences for name, sequences in measured.items() if len(sequences)}
     folder = context.stage_folder(stage.name)
     with written_aside(folder / "reward") as reward:
-        fitted = _fit(context, stage, FitJob(_setup(context, stage, len(train[0])), train, measured, str(reward)))
         context.template().save_tokenizer(reward)
+        fitted = _fit(context, stage, FitJob(_setup(context, stage, len(train[0])), train, measured, str(reward)))
     report: dict[str, Any] = {"num_pairs": len(train[0]), "num_heldout_pairs": len(heldout[0])}
     if "better" in fitted.scores:
         margins = fitted.scores["better"] - fitted.scores["worse"]
         wins = round(float((np.sign(margins) + 1).sum() / 2))
         report["heldout_accuracy"] = proportion_interval(wins, len(margins)).as_dict()
-        context.progress.say(f"{stage.name}: ranks {wins / len(margins):.0%} of {len(margins)} held-out pairs as they are")
+        context.progress.say(
+            f"{stage.name}: ranks {wins / len(margins):.0%} of {len(margins)} held-out pairs as they are"
+        )
     if diagnosed:
         found = _diagnose(diagnosed, fitted)
         report["heterogeneity"] = found.as_dict()
@@ -73,13 +75,14 @@ def fit(job: FitJob, report: Callable[[Any], None]) -> None:
     better, worse = job.train
     size = min(job.setup.config.batch_size, len(better))
     cursor = Cursor(len(better), seed=job.setup.seed, fingerprint=fingerprint(better))
-    for _ in range(job.setup.total_steps):
-        rows = cursor.take(size)
-        report(engine.fit(interleaved(better.take(rows), worse.take(rows))))
-    side = {"better": better, "worse": worse}.get(job.setup.config.normalise)
-    if side is not None:
-        engine.normalise_on(side)
-    fitted = Fitted({name: engine.scores(sequences) for name, sequences in job.measured.items()})
+    with last_good_kept(lambda: engine.save(job.folder)):
+        for _ in range(job.setup.total_steps):
+            rows = cursor.take(size)
+            report(engine.fit(interleaved(better.take(rows), worse.take(rows))))
+        side = {"better": better, "worse": worse}.get(job.setup.config.normalise)
+        if side is not None:
+            engine.normalise_on(side)
+        fitted = Fitted({name: engine.scores(sequences) for name, sequences in job.measured.items()})
     engine.save(job.folder)
     report(fitted)
 

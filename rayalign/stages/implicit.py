@@ -7,22 +7,24 @@ This file is the algorithm (IRFT, Algorithm 2 of paper 3; SPIN; DPO has one roun
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from rayalign.config.loops import ImplicitStage
+from rayalign.data.cursor import Cursor
+from rayalign.data.fingerprint import fingerprint
 from rayalign.data.tokenize import prompts_of
 from rayalign.engines.implicit import ImplicitEngine
+from rayalign.errors import DataError
 from rayalign.models.rewards import write_log_ratio
 from rayalign.ports import ImplicitSetup
-from rayalign.stages.context import RunContext, written_aside
+from rayalign.stages.context import RunContext, last_good_kept, written_aside
 from rayalign.stages.groups import ImplicitGroup, RolloutGroup, StoredRollouts
 from rayalign.stages.inputs import DemonstrationSplit, load_demonstrations, locate_model
 from rayalign.stages.loop_setup import load_negatives
-from rayalign.stages.pairs import load_pairs
+from rayalign.stages.pairs import load_pairs, tell_balance
 from rayalign.stages.watch import Watch
 from rayalign.telemetry.metrics import prefixed, values
 from rayalign.types import TokenizedPrompts
@@ -47,8 +49,7 @@ class ImplicitGroups:
 
     def seed_of(self, purpose: str, number: int) -> int:
         """A seed of its own for each time samples are drawn."""
-        entropy = [self.context.config.seed, zlib.crc32(f"{self.stage.name}/{purpose}".encode()), number]
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return self.context.seed_of(self.stage.name, purpose, number)
 
     def slice_of(self, round_number: int) -> np.ndarray:
         """The rows of the demonstrations that a round trains on: all, or its own share of them (T15)."""
@@ -71,7 +72,10 @@ class ImplicitGroups:
         )
 
     def save(self) -> None:
-        """Writes the policy, and the implicit reward over the FIRST model, as rounds telescope (T16)."""
+        """Writes the policy, and the reward whose Gibbs policy over the FIRST model it is, at the last round's beta.
+
+        Rounds telescope (T16): with one beta this is the sum of the rounds' rewards; with one for each it is not.
+        """
         with written_aside(self.context.stage_folder(self.stage.name)) as folder:
             folder.mkdir()
             self.policy.save(str(folder / "policy"))
@@ -82,7 +86,7 @@ class ImplicitGroups:
 
 def run_implicit(context: RunContext, stage: ImplicitStage) -> None:
     """Artifacts: `policy`, a Hugging Face folder, and `reward`, which names it and the stage's first model."""
-    with _start_groups(context, stage) as groups:
+    with _start_groups(context, stage) as groups, last_good_kept(groups.save):
         learn(context, stage, groups)
 
 
@@ -99,11 +103,12 @@ def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> 
             rows = groups.slice_of(round_number)
             drawn = groups.sample(rows, round_number) if stage.draws and not stage.on_policy else []
             num_steps = groups.policy.begin_round(round_number, rows, drawn)
-            for step in range(num_steps):
+            batches = _batches(groups, rows, round_number)
+            for _ in range(num_steps):
                 fresh: StoredRollouts = []
                 if stage.on_policy:
                     groups.policy.sync()
-                    fresh = groups.sample(_batch(rows, step, stage.batch_size), stage.rounds + done)
+                    fresh = groups.sample(next(batches), stage.rounds + done)
                 metrics = groups.policy.fit_step(fresh)
                 watch.log(round_number, prefixed(metrics, "policy"))
                 bar.update(advance=1, round=(round_number + 1, stage.rounds), note=_note(values(metrics)))
@@ -120,7 +125,15 @@ def _start_groups(context: RunContext, stage: ImplicitStage) -> Iterator[Implici
     path = locate_model(context, stage.policy)
     needed = stage.demonstrations is not None or context.config.data.demonstrations is not None
     split = load_demonstrations(context, stage.name) if needed else None
+    if split and stage.slices and len(split.train) < stage.rounds:
+        raise DataError(
+            f"stages.{stage.name}.slices: {len(split.train)} demonstrations are fewer than {stage.rounds} rounds; lower "
+            "rounds, or set slices to false"
+        )
     pairs = load_pairs(context, stage.name, stage.preferences.pairs) if stage.preferences else None
+    if split and pairs and stage.demonstrations and stage.preferences and stage.weighting == "counts":
+        weights = stage.demonstrations.weight, stage.preferences.weight
+        tell_balance(context, stage.name, (len(split.train), len(pairs[0])), weights)
     stored = stage.demonstrations.negatives if stage.demonstrations else []
     setup = ImplicitSetup(
         path=path,
@@ -148,10 +161,16 @@ def _start_groups(context: RunContext, stage: ImplicitStage) -> Iterator[Implici
 
 def _note(found: dict[str, float]) -> dict[str, float]:
     """What the bar shows of a step."""
-    shown = {"margin": "margin_demo_minus_agent", "preference margin": "margin_chosen_minus_rejected", "nll": "demo_nll"}
+    shown = {
+        "margin": "margin_demo_minus_agent",
+        "preference margin": "margin_chosen_minus_rejected",
+        "nll": "demo_nll",
+    }
     return {name: found[key] for name, key in shown.items() if key in found}
 
 
-def _batch(rows: np.ndarray, step: int, size: int) -> np.ndarray:
-    """The step's demonstrations, one batch after the other and over again."""
-    return np.take(rows, np.arange(step * size, step * size + min(size, len(rows))), mode="wrap")
+def _batches(groups: ImplicitGroups, rows: np.ndarray, round_number: int) -> Iterator[np.ndarray]:
+    """The demonstrations of each on-policy step, in shuffled epochs; over an epoch's end none comes twice in a step."""
+    order = Cursor(len(rows), seed=groups.seed_of("order", round_number), fingerprint=fingerprint(rows))
+    while True:
+        yield rows[np.unique(order.take(min(groups.stage.batch_size, len(rows))))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,9 +125,12 @@ def with_shared_ids(parts: list[Sequences]) -> list[Sequences]:
 
 
 def matched_to(demonstrations: Sequences, samples: Sequences) -> Sequences:
-    """The samples that answer a demonstration's prompt, with its id."""
-    _, samples = with_shared_ids([demonstrations, samples])
-    return samples.take(np.flatnonzero(np.isin(samples.prompt_ids, demonstrations.prompt_ids)))
+    """The samples that answer a demonstration's prompt, with its id, whatever their own ids are."""
+    known = zip(demonstrations.prompts(), demonstrations.prompt_ids.tolist(), strict=True)
+    id_of = {tokens.tobytes(): prompt_id for tokens, prompt_id in known}
+    found = [id_of.get(tokens.tobytes()) for tokens in samples.prompts()]
+    kept = samples.take(np.array([row for row, prompt_id in enumerate(found) if prompt_id is not None], dtype=np.int64))
+    return replace(kept, prompt_ids=np.array([i for i in found if i is not None], dtype=np.int64))
 
 
 def _samples_that_ended(context: RunContext, source: DataSource, path: Path) -> Sequences:

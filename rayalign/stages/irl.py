@@ -15,7 +15,7 @@ from rayalign.config.loops import LoopStage
 from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
 from rayalign.errors import StaleSamples
-from rayalign.stages.context import RunContext
+from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.groups import PendingRollouts, StoredRollouts
 from rayalign.stages.loop_setup import LoopGroups, start_groups
 from rayalign.stages.watch import LoopWatch
@@ -25,7 +25,8 @@ from rayalign.telemetry.metrics import prefixed
 def run_loop(context: RunContext, stage: LoopStage) -> None:
     """Artifacts: `policy`, and of `irl` also `reward`: Hugging Face folders of one round, the last that was saved."""
     with start_groups(context, stage) as groups:
-        alternate(context, stage, groups)
+        with last_good_kept(groups.save):
+            alternate(context, stage, groups)
 
 
 def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None:

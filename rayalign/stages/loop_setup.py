@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ from rayalign.stages.inputs import (
     locate_model,
     matched_to,
 )
-from rayalign.stages.pairs import load_pairs
+from rayalign.stages.pairs import load_pairs, tell_balance
 from rayalign.stages.scoring import scorer_setup
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.metrics import Metrics
@@ -55,8 +54,7 @@ class LoopGroups:
 
     def seed_of(self, purpose: str, number: int) -> int:
         """A seed of its own for each time samples are drawn."""
-        entropy = [self.seed, zlib.crc32(f"{self.stage.name}/{purpose}".encode()), number]
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return self.context.seed_of(self.stage.name, purpose, number)
 
     def update_reward(self, clock: Clock) -> Metrics:
         """One round of reward learning against the policy's own answers; nothing where the reward is fixed."""
@@ -176,12 +174,20 @@ def _reward(
     if isinstance(stage, RlStage) and not own:
         if stage.reward is None:
             raise UserError(f"stage {stage.name} needs a reward: set its reward, or pass train(reward=...)")
-        return RewardScorer, scorer_setup(context, stage.reward, token_rewards=stage.token_rewards)
+        critic = stage.improve.critic
+        from_reward = critic is not None and critic.init is None
+        return RewardScorer, scorer_setup(
+            context, stage.reward, token_rewards=stage.token_rewards, starts_critic=from_reward
+        )
     config = stage.reward if isinstance(stage, IrlStage) else RewardConfig(init=stage.policy)
     if not own:
         locate_model(context, config.init)
     train = split.train if split else None
     negatives = [load_negatives(context, location, train) for location in config.negatives if train is not None]
+    preferences = load_pairs(context, stage.name, None) if config.preference_weight else None
+    if preferences and train and config.weighting == "counts":
+        weights = config.demonstration_weight, config.preference_weight
+        tell_balance(context, stage.name, (len(train), len(preferences[0])), weights)
     setup = RewardSetup(
         path=context.locate(config.init),
         tokenizer=context.tokenizer_path,
@@ -193,7 +199,7 @@ def _reward(
         seed=context.config.seed,
         demonstrations=train,
         negatives=negatives,
-        preferences=load_pairs(context, stage.name, None) if config.preference_weight else None,
+        preferences=preferences,
         loss=context.components.reward_loss,
     )
     return context.components.reward, setup

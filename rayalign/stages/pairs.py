@@ -12,6 +12,7 @@ from rayalign.stages.context import RunContext
 from rayalign.stages.inputs import load_demonstrations, load_preferences, load_samples, with_shared_ids
 from rayalign.types import Sequences
 
+FAR_APART = 4.0  # how many times the other's weight one source may have before it is told
 Pairs = tuple[Sequences, Sequences]  # better, worse: row i of both answers the same prompt, and has its id
 
 
@@ -33,6 +34,18 @@ def load_pairs(context: RunContext, stage: str, source: PairSource | None) -> Pa
         if not len(better):
             raise DataError(f"{name}: the two sides answer no prompt in common; sample them on the same prompts")
     return _different(context, name, better, worse)
+
+
+def tell_balance(context: RunContext, stage: str, counts: tuple[int, int], weights: tuple[float, float]) -> None:
+    """Says how far apart weighting by counts sets demonstrations and preferences, where that is far (T38)."""
+    demos, preferences = (count * weight for count, weight in zip(counts, weights, strict=True))
+    least = min(demos, preferences)
+    if least and max(demos, preferences) > FAR_APART * least:
+        context.progress.say(
+            f"warning: stages.{stage}: weighting counts weighs {counts[0]} demonstrations to {counts[1]} preferences as "
+            f"{demos / least:.3g} to {preferences / least:.3g} (T38): right where each row tells as much as another; if not, set "
+            "weighting to means, or the weights"
+        )
 
 
 def split_pairs(better: Sequences, worse: Sequences, *, frac: float, seed: int) -> tuple[Pairs, Pairs]:

@@ -20,9 +20,8 @@ def run_sample(context: RunContext, stage: SampleStage) -> None:
     prompts = load_prompts(context, source, room=room, limit=stage.num_prompts)
     group = context.rollout_group(locate_model(context, stage.policy))
     with context.progress.stage(stage.name) as bar:
-        rollouts = group.generate(
-            prompts, stage.sampling, num_per_prompt=stage.num_per_prompt, seed=context.config.seed
-        )
+        seed = context.seed_of(stage.name, "sample")
+        rollouts = group.generate(prompts, stage.sampling, num_per_prompt=stage.num_per_prompt, seed=seed)
         rollout = group.fetch(rollouts)
         bar.update(note={"samples": len(rollout)})
     with written_aside(context.stage_folder(stage.name) / "samples.jsonl") as path:

@@ -7,30 +7,39 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from rayalign.config.fits import LOG_RATIO
 from rayalign.engines.scorer import RewardScorer
 from rayalign.errors import UserError
-from rayalign.models.rewards import LOG_RATIO
 from rayalign.ports import ScorerSetup
 from rayalign.stages.context import RunContext
 from rayalign.stages.groups import RewardGroup
 from rayalign.stages.inputs import locate_model
 
 
-def scorer_setup(context: RunContext, location: str, *, token_rewards: bool = False) -> ScorerSetup:
+def scorer_setup(
+    context: RunContext, location: str, *, token_rewards: bool = False, starts_critic: bool = False
+) -> ScorerSetup:
     """What scores with the reward at a location.
 
-    Raises UserError where there is none, or one for other tokens, or one number a response where tokens' are asked for.
+    Raises UserError where there is none, or one for other tokens, or one number a response where tokens' are asked for, or
+    none of these where a critic is to start from it.
     """
     path = context.locate(location)
-    if not (Path(path) / LOG_RATIO).is_file():
+    of_tokens = (Path(path) / LOG_RATIO).is_file()
+    if not of_tokens:
         path = locate_model(context, location)
-        _check_kind(location, Path(path) / "config.json", token_rewards=token_rewards)
+        of_tokens = _check_kind(location, Path(path) / "config.json", token_rewards=token_rewards)
+    if of_tokens and starts_critic:
+        raise UserError(
+            f"{location}: no head of one number a response, which a critic could start from; set improve.critic.init to a "
+            "model, for instance the policy's"
+        )
     model = context.config.model.model_copy(update={"lora": None})
     return ScorerSetup(path, model, context.config.learner, token_rewards)
 
 
-def _check_kind(location: str, config: Path, *, token_rewards: bool) -> None:
-    """Told here, and not when samples are drawn and the reward is loaded."""
+def _check_kind(location: str, config: Path, *, token_rewards: bool) -> bool:
+    """Whether it rewards tokens. What is wrong is told here, and not when samples are drawn and the reward is loaded."""
     settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     causal = any(str(name).endswith("ForCausalLM") for name in settings.get("architectures") or ())
     reward = settings.get("rayalign_reward")
@@ -41,6 +50,7 @@ def _check_kind(location: str, config: Path, *, token_rewards: bool) -> None:
             f"{location}: a sequence-level reward, of one number a response; set token_rewards to false, or name one "
             "that has rewards of tokens (of a stage ava, log_ratio or implicit)"
         )
+    return (reward or {}).get("kind") == "token"
 
 
 def start_scorer(context: RunContext, location: str) -> RewardGroup:

@@ -28,7 +28,7 @@ from rayalign.data.tokenize import AllTooLong, tokenize_demonstrations
 from rayalign.engines.sft import SftEngine
 from rayalign.errors import DataError
 from rayalign.ports import SftSetup
-from rayalign.stages.context import RunContext, written_aside
+from rayalign.stages.context import RunContext, last_good_kept, written_aside
 from rayalign.stages.inputs import check_scratch, load_demonstrations, locate_model, sequences_of, tell
 from rayalign.telemetry.metrics import Metrics, values
 from rayalign.types import Sequences
@@ -121,8 +121,8 @@ def run_sft(context: RunContext, stage: SftStage) -> None:
             shutil.copytree(cached, folder)
         return
     with written_aside(target) as folder:
-        _fit(context, stage, SftJob(_setup(context, stage, num_steps), data, str(folder)))
         context.template().save_tokenizer(folder)
+        _fit(context, stage, SftJob(_setup(context, stage, num_steps), data, str(folder)))
         if cached:
             with written_aside(cached) as copy:
                 shutil.copytree(folder, copy)
@@ -131,8 +131,9 @@ def run_sft(context: RunContext, stage: SftStage) -> None:
 def fit(job: SftJob, report: Callable[[Any], None]) -> None:
     """One rank's work, to its end."""
     engine, tally = SftEngine(job.setup), Tally()
-    for batch in islice(job.data.batches(tally), job.setup.total_steps):
-        report(engine.fit(batch))
+    with last_good_kept(lambda: engine.save(job.folder)):
+        for batch in islice(job.data.batches(tally), job.setup.total_steps):
+            report(engine.fit(batch))
     engine.save(job.folder)
     if tally:
         report(tally)

@@ -14,7 +14,7 @@ import ray
 from rayalign.actors.fleet import RayFleet
 from rayalign.actors.ray_workers import RayWorkers
 from rayalign.config.placement import PlacementConfig
-from rayalign.errors import CallFailed, PlacementError, SyncError
+from rayalign.errors import CallFailed, Diverged, PlacementError, SyncError
 from rayalign.types import Stored
 
 EIGHT = {"policy": {"gpus": 4}, "reward": {"gpus": 2}, "rollout": {"gpus": 2}}
@@ -48,6 +48,11 @@ class Engine:
     def out_of_step(self) -> None:
         """One of our errors."""
         raise SyncError("weights did not arrive")
+
+    def diverge(self) -> None:
+        """Numbers that are not finite, once too often; the second worker says so later than the first."""
+        time.sleep(0.3 * self.number)
+        raise Diverged(f"worker {self.number} has good weights")
 
     def length(self, values: list[Any]) -> int:
         """Stored values arrive as themselves."""
@@ -146,6 +151,13 @@ def test_an_engine_s_own_fault_is_one_line(policy: RayWorkers) -> None:
 def test_our_errors_come_back_as_they_are(policy: RayWorkers) -> None:
     with pytest.raises(SyncError, match="^weights did not arrive$"):
         policy.submit(Engine.out_of_step, [()], phase="sync").result()
+
+
+def test_workers_that_diverged_stay_in_service(policy: RayWorkers) -> None:
+    """All of them, so that they can save."""
+    with pytest.raises(Diverged, match="has good weights"):
+        policy.submit(Engine.diverge, [()] * 2, phase="policy_update").result()
+    assert policy.submit(Engine.sleep, [(0.0,)] * 2, phase="save").result() == [0, 1]
 
 
 def _actors() -> list[dict[str, Any]]:

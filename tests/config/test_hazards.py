@@ -50,12 +50,15 @@ HAZARDS: list[tuple[list[str], list[str]]] = [
     (["stages.irl.rounds=3", FAR], ["stages.irl.rounds: ", "kl_coef) 0.05", "0.02, above 0.005", "set rounds to 1"]),
     (["stages.irl.sampling.temperature=0.01"], ["stages.irl.sampling.temperature: ", "temperature 0.01", "set it to 1"]),
     (["stages.rl.sampling.temperature=0.2"], ["stages.rl.sampling.temperature: ", "near-greedy"]),
-    (["stages.implicit.sampling.temperature=0.2"], ["stages.implicit.sampling.temperature: ", "near-greedy"]),
     (["stages.sft_samples.sampling.temperature=0.2"], ["stages.sft_samples.sampling.temperature: ", "later stage learns"]),
     (["stages.rl.improve.advantage=grpo", "stages.rl.improve.kl_in=loss"], ["stages.rl.improve.advantage: ", "T10", "rloo"]),
     (
         ["stages.rl.improve.advantage=reinforce_pp", "stages.rl.improve.kl_in=loss"],
         ["stages.rl.improve.advantage: ", "the batch's deviation"],
+    ),
+    (
+        ["stages.rl.improve={advantage: gae, critic: {}, kl_in: loss}"],
+        ["stages.rl.improve.advantage: ", "gae divides rewards by the batch's deviation", "T10"],
     ),
     (["stages.ava.end_term=false"], ["stages.ava.end_term: ", "T29", "true"]),
     (["stages.ava.lambda_td=1"], ["stages.ava.lambda_td: ", "T28", "below 1"]),
@@ -67,7 +70,7 @@ HAZARDS: list[tuple[list[str], list[str]]] = [
         ["stages.reward.pairs: ", "a model fitted to them", "gets worse with n", "T25"],
     ),
     (
-        ["stages.irl.reward.preference_weight=1"],
+        ["stages.irl.reward.preference_weight=1", "stages.irl.improve.kl_coef=1"],
         ["stages.irl.reward.preference_temperature: ", "T39", "1 if you mean it"],
     ),
     (

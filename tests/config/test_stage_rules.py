@@ -16,6 +16,8 @@ RL = {"kind": "rl", "policy": "stage:sft/policy", "reward": "stage:reward/reward
 IMPLICIT = {"kind": "implicit", "policy": "stage:sft/policy"}
 AVA = {"kind": "ava", "init": "m"}
 DENSE = {"advantage": "reinforce_pp"}
+PPO = {"advantage": "gae", "critic": {}}
+LOGITS = {"init": "m", "loss": "logistic", "normalise": "none"}
 
 
 def config(*stages: dict[str, Any], **keys: Any) -> dict[str, Any]:
@@ -44,8 +46,42 @@ def config(*stages: dict[str, Any], **keys: Any) -> dict[str, Any]:
         ([IMPLICIT | {"demonstrations": None}], "demonstrations and preferences are both unset"),
         ([IMPLICIT | {"rounds": 3, "beta": [0.1, 0.1]}], "beta has 2 values and there are 3 rounds"),
         ([IMPLICIT | {"rounds": 2, "learning_rates": [1e-6]}], "learning_rates has 1 values and there are 2 rounds"),
-        ([IMPLICIT | {"demonstrations": {"loss": "gsil", "negatives": ["a.jsonl"]}}], "are for a pair loss, not for gsil"),
-        ([IMPLICIT | {"demonstrations": {"loss": "dft"}, "on_policy": True}], "dft has one set of negatives"),
+        (
+            [IMPLICIT | {"demonstrations": {"loss": "gsil", "negatives": ["a.jsonl"]}}],
+            "are for a pair loss on drawn samples, not for gsil",
+        ),
+        (
+            [IMPLICIT | {"demonstrations": {"negatives": ["a.jsonl"]}, "on_policy": True}],
+            "not for on_policy, which draws all of them",
+        ),
+        ([IMPLICIT | {"sampling": {"temperature": 0.7}}], "sampling.temperature (0.7): the implicit reward is that of"),
+        ([IMPLICIT | {"demonstrations": {"loss": "dft"}, "on_policy": True}], "on_policy: dft takes its samples for draws"),
+        ([IMPLICIT | {"demonstrations": {"loss": "gsil"}, "on_policy": True}], "on_policy: gsil takes its samples for"),
+        ([IMPLICIT | {"demonstrations": {"loss": "likelihood"}, "on_policy": True}], "on_policy: likelihood draws nothing"),
+        ([IMPLICIT | {"keep_previous": True}], "keep_previous needs rounds"),
+        ([IMPLICIT | {"keep_previous": True, "rounds": 2, "on_policy": True}], "keep_previous needs rounds"),
+        (
+            [IMPLICIT | {"demonstrations": {"loss": "dft"}, "rounds": 2, "reference": "start"}],
+            "dft takes its samples for draws of the reference",
+        ),
+        (
+            [IMPLICIT | {"demonstrations": {"loss": "gsil"}, "rounds": 2, "keep_previous": True}],
+            "gsil takes its samples for draws of the reference",
+        ),
+        ([FIT, RL | {"improve": {"gamma": 0.9}}], "gamma (0.9): rloo gives a whole response one advantage"),
+        ([FIT, RL | {"improve": {"loss": "policy_gradient", "epochs": 2}}], "loss policy_gradient holds for one step"),
+        (
+            [IRL | {"reward": {"init": "m", "demonstration_weight": 0, "preference_weight": 1, "replay": "cumulative"}}],
+            "negatives and replay stand against demonstrations",
+        ),
+        (
+            [AVA, RL | {"reward": "stage:ava/reward", "improve": PPO}],
+            "stages.rl.improve.critic.init: stage:ava/reward has no head of one number",
+        ),
+        (
+            [IRL | {"reward": LOGITS | {"divergence": "jensen_shannon"}, "improve": PPO}],
+            "improve.critic.init: with divergence jensen_shannon",
+        ),
         ([IMPLICIT | {"demonstrations": None, "preferences": {}, "rounds": 2}], "are about demonstrations"),
         ([AVA | {"lambda_td": 2, "sigma_floor": 0}], "has no maximum without a sigma_floor"),
         ([AVA | {"variant": "demonstrations", "pairs": {"better": "a", "worse": "b"}}], "pairs are for variant preferences"),

@@ -12,8 +12,9 @@ from rayalign.config.ava import AvaStage
 from rayalign.config.model import OptimizerConfig
 from rayalign.data.pairs import interleaved
 from rayalign.engines.ava import AvaEngine, AvaSetup
+from rayalign.engines.learner import MAX_SKIPPED
 from rayalign.engines.scorer import RewardScorer
-from rayalign.errors import RayalignError
+from rayalign.errors import Diverged
 from rayalign.ports import ScorerSetup
 from rayalign.telemetry.metrics import values
 from tests.engines.toy import demonstrations, samples
@@ -197,9 +198,13 @@ def test_bfloat16_trains(untied, zero_stage):
     assert metrics[-1]["contrast_term"] < metrics[0]["contrast_term"] / 2
 
 
-def test_a_term_that_is_not_finite_is_named(untied):
+def test_a_term_that_is_not_finite_is_skipped_and_named_in_the_end(untied):
     engine = ava_engine(untied)
     with torch.no_grad():
         engine._model.heads.reward.bias[1] = 60.0  # sigma e^60: its square is too large for float32
-    with pytest.raises(RayalignError, match=r"AVA's kl term is inf at optimiser step 0; lower optimizer.learning_rate"):
+    before = weights_of(engine)
+    for _ in range(MAX_SKIPPED - 1):
+        assert values(engine.fit(PAIRS)) == {"num_skipped": 1}
+    with pytest.raises(Diverged, match=r"for the 3. time in a row.*\(AVA's kl term is inf; a larger sigma_floor may help"):
         engine.fit(PAIRS)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights_of(engine).items())

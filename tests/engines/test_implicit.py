@@ -167,6 +167,23 @@ def test_demonstrations_and_preferences_are_weighted_by_counts_or_means(untied):
     assert factors == {"counts": (0.75, 0.25), "means": (1.0, 1.0)}
 
 
+@pytest.mark.parametrize(("weighting", "factors"), [("counts", (3 * 6 / 8, 2 * 2 / 8)), ("means", (3.0, 2.0))])
+def test_one_step_follows_both_gradients_by_their_weights(untied, weighting, factors):
+    """5.3 by hand at the reference: w1 fine-tuning on means over rows, w2 DPO with its beta (T38, T41)."""
+    pairs = (AGENT.sequences.take(np.arange(2)), DEMOS.take(np.arange(2)))
+    terms = {"demonstrations": {"loss": "likelihood", "weight": 3.0}, "preferences": {"weight": 2.0, "beta": 0.4}}
+    engine = engine_of(untied, pairs=pairs, weighting=weighting, optimizer=DESCENT, **terms)
+    before = weights_of(engine)
+    engine.begin_round(0, np.arange(6), [])
+    engine.fit_step([])
+    moved = {name: (before[name] - after) / DESCENT_RATE for name, after in weights_of(engine).items()}
+    model = load_plain(untied).double()
+    chosen, rejected = (plain_logprobs(model, side).sum() for side in pairs)
+    loss = factors[0] * -plain_logprobs(model, DEMOS).sum() / 6 - factors[1] * 0.4 / 2 * (chosen - rejected) / 2
+    loss.backward()
+    assert distance(moved, {name: p.grad for name, p in model.named_parameters()}) < 2e-4
+
+
 def test_dft_keeps_an_average_for_each_group(untied):
     """The first estimate is the average itself; from then on old and new are mixed, and only groups that were seen."""
     two = Rollout(

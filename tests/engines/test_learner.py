@@ -131,6 +131,19 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_no_trace(tied, zero
     assert all(torch.equal(weight, after[name]) for name, weight in snapshot(poisoned).items())
 
 
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(tied, zero_stage):
+    """Infinity plus a sum: the gradient is the sum's, and means nothing."""
+
+    def shifted(model, batch):
+        return LossOutput(model(batch)[0].sum() + float("inf"), {"loss": Mean(1.0)})
+
+    learner = make_learner(tied, learner_config(zero_stage=zero_stage))
+    before = snapshot(learner)
+    assert values(learner.step(ODD, shifted, denominator=1)) == {"num_skipped": 1}
+    assert all(torch.equal(weight, before[name]) for name, weight in snapshot(learner).items())
+
+
 def test_weights_that_are_not_finite_are_named(tied):
     learner = make_learner(tied, learner_config())
     learner.check_finite()

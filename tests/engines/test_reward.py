@@ -8,14 +8,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import softplus
 
 from rayalign.data.pairs import PairDraw
 from rayalign.engines.function_reward import FunctionReward
 from rayalign.engines.scorer import RewardScorer
-from rayalign.errors import RayalignError
+from rayalign.errors import Diverged, RayalignError
+from rayalign.models.batch import token_batch
+from rayalign.models.reward import RewardModel
 from rayalign.ports import ScorerSetup
 from rayalign.telemetry.metrics import values
 from rayalign.types import Ragged, Rollout
+from tests.engines.gradients import DESCENT, DESCENT_RATE, distance
 from tests.engines.toy import BAD, GOOD, demonstrations, reward_engine, samples
 from tests.models.tiny import learner_config, model_config, random_sequences
 
@@ -156,12 +160,21 @@ def test_scores_that_are_not_finite_are_not_handed_on(untied):
     engine = reward_engine(untied, demonstrations(), steps=1)
     with torch.no_grad():
         engine._reward.lm.score.weight.fill_(float("inf"))
-    with pytest.raises(RayalignError, match="not finite"):
+    with pytest.raises(Diverged, match="scores 6 of 6 responses as no finite number; lower reward.optimizer"):
         engine._fit_normaliser(samples().sequences)
 
 
+def test_a_few_scores_that_are_not_finite_are_left_out_of_the_normaliser_and_counted(untied, monkeypatch):
+    engine = reward_engine(untied, demonstrations())
+    raw = np.array([1.0, np.nan, 3.0, 5.0], dtype=np.float32)
+    monkeypatch.setattr(engine, "_raw", lambda sequences: (np.arange(4), raw))
+    assert values(engine._fit_normaliser(samples().sequences)) == {
+        "score_mean": 3.0, "score_std": pytest.approx(np.std([1, 3, 5])), "num_unscored": 1
+    }  # fmt: skip
+
+
 def test_a_reward_from_a_function():
-    """It sees texts in the samples' order; a wrong number of values, or one that is no number, is an error."""
+    """It sees texts in the samples' order; a wrong number of values is an error, one that is not finite the policy's."""
 
     def decode(tokens):
         return " ".join(map(str, tokens))
@@ -173,8 +186,8 @@ def test_a_reward_from_a_function():
     assert scores.rows.tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(RayalignError, match="gave .* values for 3 samples"):
         FunctionReward(lambda prompts, responses: [0.0], decode, decode).score([rollout])
-    with pytest.raises(RayalignError, match="sample 1.*nan"):
-        FunctionReward(lambda prompts, responses: [0.0, math.nan, 1.0], decode, decode).score([rollout])
+    odd = FunctionReward(lambda prompts, responses: [0.0, math.nan, 1.0], decode, decode).score([rollout])
+    np.testing.assert_array_equal(odd.values, [0, math.nan, 1])
 
 
 def test_preferences_are_learned_from_beside_demonstrations(untied):
@@ -184,6 +197,30 @@ def test_preferences_are_learned_from_beside_demonstrations(untied):
     found = values(engine.update([samples()]))
     assert {"pair_accuracy", "preference_pair_accuracy", "margin_chosen_minus_rejected"} <= found.keys()
     assert found["preference_pair_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(("weighting", "factors"), [("counts", (3 / 2, 2 / 2)), ("means", (3.0, 2.0))])
+def test_one_step_follows_both_gradients_by_their_weights(untied, weighting, factors):
+    """5.1 by hand: w1 and w2 times each source's mean, or by counts; kappa is inside the preferences' link (T35, T38)."""
+    demos, agent = demonstrations(), samples().sequences
+    chosen, rejected = samples(6, first=6).sequences, demonstrations(6, first=6)
+    settings = {"demonstration_weight": 3.0, "preference_weight": 2.0, "preference_temperature": 0.5}
+    engine = reward_engine(
+        untied, demos, preferences=(chosen, rejected), steps=1, weighting=weighting, optimizer=DESCENT, **settings
+    )  # batches of 6: every pair once
+    before = {name: tensor.double().clone() for name, tensor in engine._learner.weights()}
+    engine.update([Rollout(agent, samples().sampler_logprobs, 0)])
+    moved = {name: (before[name] - tensor.double()) / DESCENT_RATE for name, tensor in engine._learner.weights()}
+    model = RewardModel.from_backbone(untied, model_config(), learner_config(), pooling="last", seed=0)
+
+    def scores(sequences):
+        return model(token_batch(sequences, np.arange(len(sequences)), packing=False, device="cpu"))
+
+    loss = factors[0] * softplus(scores(agent) - scores(demos)).mean()
+    loss = loss + factors[1] * softplus(0.5 * (scores(rejected) - scores(chosen))).mean()
+    loss.backward()
+    truth = {name.removeprefix("lm."): p.grad.double() for name, p in model.named_parameters()}
+    assert distance(moved, truth) < 1e-3
 
 
 def test_without_weight_on_demonstrations_the_policy_is_never_asked(untied):

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.multiprocessing
 
+from tests.conftest import HUNG_S
+
 
 def free_port() -> int:
     """A port that was free a moment ago."""
@@ -21,7 +23,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def in_world(function: Callable[..., Any], *arguments: Any, num_ranks: int, deadline_s: float = 200) -> list[Any]:
+def in_world(function: Callable[..., Any], *arguments: Any, num_ranks: int, deadline_s: float = HUNG_S) -> list[Any]:
     """`function(*arguments)` on every rank, each a fresh process with one thread; results in rank order."""
     with tempfile.TemporaryDirectory() as folder:
         context = torch.multiprocessing.spawn(

@@ -147,6 +147,32 @@ def test_zero_3_shares_out_what_was_loaded_whole(kl_coef: float) -> None:
     assert "reward 7.5 GiB on each of 8 workers while loading, then 3.7 GiB (weights 0.9 GiB" in str(reward)
 
 
+def test_a_critic_and_a_scorer_are_counted() -> None:
+    """PPO on a fixed reward: the critic is trained (16 bytes a weight), the scorer is weights alone."""
+    reward = {"kind": "fit_reward", "name": "reward", "init": "nobody/model-1b"}
+    rl = {"kind": "rl", "policy": "nobody/model-2b", "reward": "stage:reward/reward"}
+    groups = by_role(config_of(stages=[reward, rl | {"improve": {"advantage": "gae", "critic": {}}}]))
+    assert groups["policy"]["critic"] * GIB == pytest.approx(1e9 * 16)
+    assert sum(groups["policy"].values()) * GIB == pytest.approx(2e9 * 20 + 1e9 * 16)
+    assert groups["reward"] == {"weights": pytest.approx(1e9 * 4 / GIB)}
+
+
+def test_a_closed_form_reward_is_two_models() -> None:
+    ratio = {"kind": "log_ratio", "policy": "nobody/model-2b", "reference": "nobody/model-1b"}
+    best = {"kind": "best_of_n", "policy": "nobody/model-2b", "reward": "stage:log_ratio/reward"}
+    groups = by_role(config_of(stages=[ratio, best]))
+    assert groups["reward"]["weights"] * GIB == pytest.approx(3e9 * 4)
+    assert groups["rollout"]["weights"] * GIB == pytest.approx(2e9 * 4) and "policy" not in groups
+
+
+@pytest.mark.parametrize(
+    ("settings", "held"), [({}, 16), ({"rounds": 2, "reference": "start"}, 20), ({"on_policy": True}, 20)]
+)
+def test_the_implicit_stage_holds_a_reference_only_where_it_must(settings: dict[str, Any], held: int) -> None:
+    stage = {"kind": "implicit", "policy": "nobody/model-1b", **settings}
+    assert sum(by_role(config_of(stages=[stage]))["policy"].values()) * GIB == pytest.approx(1e9 * held)
+
+
 @pytest.mark.parametrize("colocate", [False, True])
 def test_too_much_while_loading_is_told_as_that(colocate: bool) -> None:
     """More GPUs would not help. Groups that share GPUs load one after the other."""

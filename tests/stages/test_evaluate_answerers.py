@@ -61,7 +61,7 @@ def config_of(**models: Any) -> Any:
     ("model", "message"),
     [
         ({"policy": "a", "reward": "b"}, "stages.evaluate.models.x.best_of: required, but not set"),
-        ({"policy": "a", "reward": "b", "best_of": 5000}, "stages.evaluate.models.x.best_of: .*4096"),
+        ({"policy": "a", "reward": "b", "best_of": 20000}, "stages.evaluate.models.x.best_of: .*16384"),
         ({"policy": "a", "power": 2}, "stages.evaluate.models.x.reference: required, but not set"),
         ({"policy": "a", "reference": "b", "min_prob": 1.0}, "stages.evaluate.models.x.min_prob: .*less than 1"),
         ({"policy": "a", "reference": "b", "powr": 2}, "stages.evaluate.models.x.powr: unknown key"),
