@@ -106,8 +106,8 @@ class EvaluateStage(StageBase):
         for name, model in self.models.items():
             if isinstance(model, BestOf) and model.best_of * self.num_per_prompt > MAX_CANDIDATES:
                 raise ValueError(
-                    f"models.{name}.best_of ({model.best_of}) times num_per_prompt ({self.num_per_prompt}) is more than vLLM "
-                    f"draws for one prompt ({MAX_CANDIDATES}); lower one of them"
+                    f"models.{name}.best_of ({model.best_of}) times num_per_prompt ({self.num_per_prompt}) is more than "
+                    f"vLLM draws for one prompt ({MAX_CANDIDATES}); lower one of them"
                 )
         return self
 

@@ -19,7 +19,7 @@ from rayalign.models.token_reward import TokenRewardModel, TokenRewardSettings
 from rayalign.objectives.ava import AvaObjective, AvaTerms, AvaTokens, ava_terms, response_rewards
 from rayalign.objectives.reward import margin_demo_minus_agent, pair_accuracy_half_ties
 from rayalign.objectives.segments import segment_sum
-from rayalign.telemetry.metrics import Last, Max, Mean, Metrics
+from rayalign.telemetry.metrics import Mean, Metrics, Min
 from rayalign.types import Sequences
 
 NEAR_FLOOR = 1.05  # a deviation below this many floors counts as on it
@@ -73,13 +73,10 @@ class AvaEngine:
 
         group_sizes = np.full(len(sequences) // self._group_size, self._group_size)
         try:
-            metrics = self._learner.step(sequences, loss, denominator=len(group_sizes), group_sizes=group_sizes)
+            return self._learner.step(sequences, loss, denominator=len(group_sizes), group_sizes=group_sizes)
         except Diverged as error:
             which = f" (AVA's {self._bad_term}; a larger sigma_floor may help)" if self._bad_term else ""
             raise Diverged(f"{error}{which}") from None
-        if "sigma_min" in metrics:  # a step that was skipped has no metrics of its own
-            metrics["sigma_min"] = Last(-metrics["sigma_min"].value())
-        return metrics
 
     def measure(self, sequences: Sequences) -> dict[str, np.ndarray]:
         """{"sum", "last", "logprob"}: [B] each response's reward, that of its last token, and its log-prob under the policy.
@@ -127,7 +124,7 @@ class AvaEngine:
         metrics |= {
             "loss": Mean(float(terms.loss), num),
             "sigma_mean": Mean(float(deviations.sum()), len(deviations)),
-            "sigma_min": Max(-float(deviations.min())),  # `fit` turns it over
+            "sigma_min": Min(float(deviations.min())),
             "sigma_on_floor_frac": Mean(float(on_floor), len(deviations)),
         }
         chosen = tokens.policy_logprobs

@@ -79,6 +79,12 @@ def proportion_interval(successes: int, num: int, confidence: float = 0.95) -> I
     return Interval(share, low, high, num)
 
 
+def accuracy_interval(margins: ArrayLike, confidence: float = 0.95) -> Interval:
+    """The share of margins [N] above 0, a tie counting half, with Wilson's interval on the rounded number."""
+    values = np.asarray(margins, dtype=np.float64)
+    return proportion_interval(round(float((np.sign(values) + 1).sum() / 2)), len(values), confidence)
+
+
 def _checked(values: ArrayLike, confidence: float) -> np.ndarray:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is a share such as 0.95, got {confidence}")

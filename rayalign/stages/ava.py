@@ -13,7 +13,7 @@ from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
 from rayalign.data.pairs import interleaved
 from rayalign.engines.ava import AvaEngine, AvaSetup
-from rayalign.evaluate.statistics import mean_interval, proportion_interval
+from rayalign.evaluate.statistics import accuracy_interval, mean_interval
 from rayalign.stages.context import RunContext, last_good_kept, write_json, written_aside
 from rayalign.stages.inputs import load_demonstrations, locate_model
 from rayalign.stages.pairs import load_pairs, split_pairs
@@ -161,14 +161,14 @@ def _report(stage: AvaStage, data: AvaData, watched: _Watched) -> dict[str, Any]
         return report
     report["heldout_nll_token"] = mean_interval(watched.heldout.nll_token).as_dict()
     for over, margins in watched.heldout.margins.items():
-        report[f"heldout_accuracy_{over}"] = proportion_interval(_num_won(margins), len(margins)).as_dict()
+        report[f"heldout_accuracy_{over}"] = accuracy_interval(margins).as_dict()
     return report
 
 
 def _say(context: RunContext, stage: AvaStage, watched: _Watched) -> None:
     if watched.heldout and watched.heldout.margins:
         margins = watched.heldout.margins["sum"]
-        share = _num_won(margins) / len(margins)
+        share = accuracy_interval(margins).mean
         context.progress.say(f"{stage.name}: ranks {share:.0%} of {len(margins)} held-out pairs as they are")
     if stage.irl and stage.lambda_td >= 1:
         context.progress.say(
@@ -179,8 +179,3 @@ def _say(context: RunContext, stage: AvaStage, watched: _Watched) -> None:
             f"{stage.name}: with pretrained_q false Q has a head of its own and the language model's was not trained; "
             "use the artifact reward, not policy"
         )
-
-
-def _num_won(margins: np.ndarray) -> int:
-    """Pairs ranked as they are; a tie counts half, the sum rounded."""
-    return round(float((np.sign(margins) + 1).sum() / 2))

@@ -10,7 +10,7 @@ import numpy as np
 
 from rayalign.config.selection import EvaluateStage
 from rayalign.errors import DataError
-from rayalign.evaluate.statistics import mean_interval, proportion_interval
+from rayalign.evaluate.statistics import accuracy_interval, mean_interval
 from rayalign.stages.answerers import ByTemperature, answers, check_answerers
 from rayalign.stages.context import RunContext, write_json, written_aside
 from rayalign.stages.golden import golden_attributes, golden_expert, golden_scores, rank_accuracy
@@ -95,8 +95,7 @@ def _reward_accuracy(
     if stage.preferences is not None:
         chosen, rejected = load_preferences(context, stage.preferences)
         margins = reward.score_sequences(chosen) - reward.score_sequences(rejected)
-        wins = float((np.sign(margins) + 1).sum() / 2)
-        found["heldout_pairs"] = proportion_interval(round(wins), len(margins)).as_dict()
+        found["heldout_pairs"] = accuracy_interval(margins).as_dict()
     last = models[list(models)[-1]][f"{stage.temperatures[0]:g}"]
     if last.get("rank_accuracy"):
         found["policy_samples"] = last["rank_accuracy"]

@@ -16,7 +16,7 @@ from rayalign.data.pairs import interleaved
 from rayalign.engines.fit_reward import RewardFitEngine
 from rayalign.errors import DataError
 from rayalign.evaluate.heterogeneity import Heterogeneity, heterogeneity
-from rayalign.evaluate.statistics import proportion_interval
+from rayalign.evaluate.statistics import accuracy_interval
 from rayalign.ports import FitSetup
 from rayalign.stages.context import RunContext, last_good_kept, write_json, written_aside
 from rayalign.stages.inputs import load_demonstrations, load_samples, locate_model, with_shared_ids
@@ -57,11 +57,9 @@ def run_fit_reward(context: RunContext, stage: FitRewardStage) -> None:
     report: dict[str, Any] = {"num_pairs": len(train[0]), "num_heldout_pairs": len(heldout[0])}
     if "better" in fitted.scores:
         margins = fitted.scores["better"] - fitted.scores["worse"]
-        wins = round(float((np.sign(margins) + 1).sum() / 2))
-        report["heldout_accuracy"] = proportion_interval(wins, len(margins)).as_dict()
-        context.progress.say(
-            f"{stage.name}: ranks {wins / len(margins):.0%} of {len(margins)} held-out pairs as they are"
-        )
+        accuracy = accuracy_interval(margins)
+        report["heldout_accuracy"] = accuracy.as_dict()
+        context.progress.say(f"{stage.name}: ranks {accuracy.mean:.0%} of {len(margins)} held-out pairs as they are")
     if diagnosed:
         found = _diagnose(diagnosed, fitted)
         report["heterogeneity"] = found.as_dict()

@@ -43,8 +43,8 @@ def tell_balance(context: RunContext, stage: str, counts: tuple[int, int], weigh
     if least and max(demos, preferences) > FAR_APART * least:
         context.progress.say(
             f"warning: stages.{stage}: weighting counts weighs {counts[0]} demonstrations to {counts[1]} preferences as "
-            f"{demos / least:.3g} to {preferences / least:.3g} (T38): right where each row tells as much as another; if not, set "
-            "weighting to means, or the weights"
+            f"{demos / least:.3g} to {preferences / least:.3g} (T38): right where each row tells as much as another; if "
+            "not, set weighting to means, or the weights"
         )
 
 

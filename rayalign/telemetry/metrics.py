@@ -65,6 +65,22 @@ class Max:
 
 
 @dataclass(frozen=True, slots=True)
+class Min:
+    """The smallest seen; a NaN stays a NaN, as in Max."""
+
+    smallest: float
+
+    def merge(self, other: Min) -> Min:
+        """The smaller one."""
+        _require_same_kind(self, other)
+        return self if math.isnan(self.smallest) or self.smallest <= other.smallest else other
+
+    def value(self) -> float:
+        """The minimum."""
+        return self.smallest
+
+
+@dataclass(frozen=True, slots=True)
 class Last:
     """A state, such as a learning rate: the value merged last stands."""
 
@@ -80,7 +96,7 @@ class Last:
         return self.latest
 
 
-Metric = Mean | Sum | Max | Last
+Metric = Mean | Sum | Max | Min | Last
 Metrics = dict[str, Metric]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from rayalign.evaluate.statistics import (
     Interval,
+    accuracy_interval,
     mean_interval,
     paired_difference,
     proportion_interval,
@@ -128,3 +129,8 @@ def test_bad_arguments_say_so():
         proportion_interval(3, 2)
     with pytest.raises(ValueError, match="a list of values"):
         mean_interval([[1.0, 2.0]])
+
+
+def test_an_accuracy_counts_ties_as_halves() -> None:
+    assert accuracy_interval([3.0, 0.0, -1.0, 0.5]).as_dict() == proportion_interval(2, 4).as_dict()  # 2.5, rounded to even
+    assert accuracy_interval([]).as_dict() == proportion_interval(0, 0).as_dict()

@@ -7,7 +7,7 @@ import pytest
 
 from rayalign.data.pairs import FixedDraw, interleaved, matched
 from rayalign.errors import DataError
-from rayalign.stages.pairs import _different, split_pairs
+from rayalign.stages.pairs import _different, split_pairs, tell_balance
 from tests.models.tiny import END, random_sequences, sequences_of
 
 
@@ -58,3 +58,19 @@ def test_a_step_draws_without_repetition_where_there_are_enough():
     drawn = pairs.draw(np.random.default_rng(0), 5)
     assert len({tuple(t) for t in drawn.take(np.arange(0, 10, 2)).tokens}) == 5
     assert len(pairs.draw(np.random.default_rng(0), 8)) == 16
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "told"),
+    [((200, 50), (1.0, 1.0), ""), ((200, 20), (1.0, 1.0), "10 to 1"), ((200, 20), (0.1, 1.0), "")],
+)
+def test_weighting_by_counts_says_how_far_apart_it_sets_the_sources(counts, weights, told):
+    """T38: only where one source counts more than four times as much."""
+    said = Said()
+    tell_balance(said, "aihf", counts, weights)
+    assert bool(said.lines) is bool(told)
+    if told:
+        assert said.lines == [
+            "warning: stages.aihf: weighting counts weighs 200 demonstrations to 20 preferences as 10 to 1 (T38): right "
+            "where each row tells as much as another; if not, set weighting to means, or the weights"
+        ]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayalign.telemetry.metrics import Last, Max, Mean, Sum, merge, prefixed, values
+from rayalign.telemetry.metrics import Last, Max, Mean, Min, Sum, merge, prefixed, values
 
 whole = st.integers(-1000, 1000).map(float)  # sums of these are exact, so the laws hold without tolerance
 extreme = st.floats(allow_nan=True)
@@ -23,7 +23,7 @@ def metrics_of(kind):
     return st.builds(kind, whole if kind is Sum else extreme)
 
 
-triples = st.sampled_from([Mean, Sum, Max, Last]).flatmap(lambda k: st.tuples(*[metrics_of(k)] * 3))
+triples = st.sampled_from([Mean, Sum, Max, Min, Last]).flatmap(lambda k: st.tuples(*[metrics_of(k)] * 3))
 
 
 def same(a, b) -> bool:
@@ -78,7 +78,8 @@ def test_mixed_kinds_name_the_metric():
 
 
 def test_a_nan_is_not_hidden_by_the_order():
-    assert math.isnan(Max(math.nan).merge(Max(1)).value()) and math.isnan(Max(1).merge(Max(math.nan)).value())
+    for kind in (Max, Min):
+        assert math.isnan(kind(math.nan).merge(kind(1)).value()) and math.isnan(kind(1).merge(kind(math.nan)).value())
     assert math.isnan(Mean(0.0, 0).value())
 
 
