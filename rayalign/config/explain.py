@@ -18,7 +18,7 @@ WORDS = {
     "model_type": "expected keys and values",
     "model_attributes_type": "expected keys and values",
     "dict_type": "expected keys and values",
-    "list_type": "expected a list; write [one] for one entry",
+    "list_type": "expected a list; write [VALUE] for one entry",
     "string_type": "expected text; put it in quotes",
     "int_type": "expected a whole number",
     "int_parsing": "expected a whole number",
@@ -28,6 +28,8 @@ WORDS = {
     "bool_type": "expected true or false",
     "bool_parsing": "expected true or false",
     "finite_number": "expected a finite number",
+    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores only, and a letter or digit first",
+    "too_short": "needs at least one entry",
     "recursion_loop": "contains itself; write it out",
 }
 
@@ -83,7 +85,8 @@ def _message(fault: Any, root: type[BaseModel]) -> str:
         return f"no stage is of kind {_short(found)} (there are: {', '.join(tags)}){did_you_mean(found, tags)}"
     if kind in {"missing", "value_error"}:
         return WORDS.get(kind, message)
-    return f"{WORDS.get(kind, message)} (got {_short(fault['input'])})"
+    found = "nothing, and it cannot be unset" if fault["input"] is None else _short(fault["input"])
+    return f"{WORDS.get(kind, message)} (got {found})"
 
 
 def _meant(location: Location, root: type[BaseModel]) -> str:

@@ -12,6 +12,7 @@ from rayalign.config.explain import did_you_mean
 from rayalign.config.loops import ImplicitStage, LoopStage, RlStage, SampledStage
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.config.placement import PlacementConfig
+from rayalign.config.stage_base import Kind
 from rayalign.config.stages import SftStage, Stage
 from rayalign.config.telemetry import TelemetryConfig
 
@@ -58,7 +59,7 @@ class RunConfig(Strict):
                         f"stages.{stage.name}.{key}: {location} names no earlier stage (earlier stages: {known})"
                         f"{did_you_mean(reference[0], names)}"
                     )
-                _check_artifact(f"stages.{stage.name}.{key}", location, earlier)
+                _check_artifact(f"stages.{stage.name}.{key}", location, earlier, needed.kind)
             earlier.append(stage)
         return self
 
@@ -81,7 +82,7 @@ class RunConfig(Strict):
                     f"{key}: {location} names no stage of this run (stages: {', '.join(names)})"
                     f"{did_you_mean(reference[0], names)}"
                 )
-            _check_artifact(key, location or "", self.stages)
+            _check_artifact(key, location or "", self.stages, "samples")  # what data is, the reader says
         return self
 
     @model_validator(mode="after")
@@ -181,8 +182,8 @@ def _moving_reference(stage: Stage) -> str | None:
     return "reference" if moves else None
 
 
-def _check_artifact(key: str, location: str, stages: Sequence[Stage]) -> None:
-    """Raises ValueError where a reference names what its stage does not write."""
+def _check_artifact(key: str, location: str, stages: Sequence[Stage], kind: Kind) -> None:
+    """Raises ValueError where a reference names what its stage does not write, or a policy for a reward."""
     reference = stage_reference(location)
     stage = next((s for s in stages if reference and s.name == reference[0]), None)
     if reference is None or stage is None:
@@ -194,3 +195,7 @@ def _check_artifact(key: str, location: str, stages: Sequence[Stage]) -> None:
             f"{key}: {location} is nothing that stage {stage.name} writes (there are: {there})"
             f"{did_you_mean(artifact, stage.artifacts())}"
         )
+    is_start = key.endswith("init")  # a reward may start from a reward
+    if (kind, artifact) == ("reward", "policy") or ((kind, artifact) == ("model", "reward") and not is_start):
+        wanted = "policy" if artifact == "reward" else "reward"
+        raise ValueError(f"{key}: {location} is a {artifact}, and this takes a {wanted}; name a stage:STAGE/{wanted}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from rayalign.config.base import Strict
@@ -12,7 +14,7 @@ class WandbConfig(Strict):
 
     project: str
     entity: str | None = None
-    mode: str = Field("online", pattern="^(online|offline|disabled)$")
+    mode: Literal["online", "offline", "disabled"] = "online"
 
 
 class MlflowConfig(Strict):

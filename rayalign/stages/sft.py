@@ -233,7 +233,8 @@ def _cache_folder(context: RunContext, stage: SftStage, sequences: Sequences) ->
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for array in (sequences.tokens.values, sequences.tokens.lengths, sequences.prompt_lengths):
         digest.update(array.tobytes())
-    root = Path(os.environ.get("RAYALIGN_CACHE", Path.home() / ".cache" / "rayalign"))
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = Path(os.environ.get("RAYALIGN_CACHE") or caches / "rayalign")
     return root / "sft" / digest.hexdigest()[:24]
 
 

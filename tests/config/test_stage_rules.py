@@ -68,6 +68,8 @@ def config(*stages: dict[str, Any], **keys: Any) -> dict[str, Any]:
             [IMPLICIT | {"demonstrations": {"loss": "gsil"}, "rounds": 2, "keep_previous": True}],
             "gsil takes its samples for draws of the reference",
         ),
+        ([RL | {"reward": "stage:sft/policy"}], "stage:sft/policy is a policy, and this takes a reward"),
+        ([FIT, RL | {"policy": "stage:reward/reward"}], "stage:reward/reward is a reward, and this takes a policy"),
         ([FIT, RL | {"improve": {"gamma": 0.9}}], "gamma (0.9): rloo gives a whole response one advantage"),
         ([FIT, RL | {"improve": {"loss": "policy_gradient", "epochs": 2}}], "loss policy_gradient holds for one step"),
         (
