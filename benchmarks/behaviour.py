@@ -53,13 +53,13 @@ class Behaviour:
 
 
 def cell_config(claim: Behaviour, base: str) -> dict[str, Any]:
-    """The recipe as plain values on a base model that is there, with fewer prompts to judge on."""
+    """The recipe as plain values on a base model that is there: fewer prompts to judge on, and the closed form beside it."""
     text = dump_config(load_config(PLANTED / f"{claim.recipe}.yaml"))
     values = yaml.safe_load(text.replace("stage:base/policy", base))
     stages = {stage["name"]: stage for stage in values["stages"] if stage["name"] not in ("pretrain", "base")}
-    for stage in stages.values():
-        if stage["kind"] == "evaluate":
-            stage |= {"num_prompts": NUM_PROMPTS, "num_per_prompt": 1}
+    stages["evaluate"] |= {"num_prompts": NUM_PROMPTS, "num_per_prompt": 1}
+    if "sft" in stages:
+        stages["evaluate"]["models"].setdefault("closed_2", {"policy": "stage:sft/policy", "reference": base, "power": 2.0})
     return values | {"stages": claim.change(stages) if claim.change else list(stages.values())}
 
 
@@ -80,8 +80,9 @@ def measures(folder: Path) -> dict[str, dict[str, float]]:
         found[file.parent.name] = {f"best@{row['n']}": row["golden"]["mean"] for row in points if "golden" in row}
     for file in sorted(folder.glob("*/report.json")):
         report = json.loads(file.read_text())
-        if "heldout_accuracy" in report:
-            found.setdefault(file.parent.name, {})["pairs"] = report["heldout_accuracy"]["mean"]
+        accuracy = report.get("heldout_accuracy") or report.get("heldout_accuracy_sum")  # of fit_reward, of ava
+        if accuracy:
+            found.setdefault(file.parent.name, {})["pairs"] = accuracy["mean"]
         if "heterogeneity" in report:
             difference = report["heterogeneity"]["writer_minus_progress"]
             found.setdefault(file.parent.name, {})["writer"] = difference["mean"]
@@ -228,7 +229,14 @@ BEHAVIOURS: dict[str, Behaviour] = {
     ),
     "ava_d": Behaviour("ava_d", (_above("direct", "base"),)),
     "afd": Behaviour("afd", tuple(_above(m, "sft") for m in ("best_of_16", "raft", "rl"))),
-    "afd_adversarial": Behaviour("afd_adversarial", (_above("reverse_kl", "base"), _above("jensen_shannon", "base"))),
+    "afd_adversarial": Behaviour(
+        "afd_adversarial",
+        (
+            *(Statement(f"{m}: nearer than the base (mad)", "mad", "base", m) for m in ("reverse_kl", "jensen_shannon")),
+            Statement("forward KL as published: away from the demonstrators (mad)", "mad", "forward_kl", "base"),
+            Statement("forward KL by its density ratio: nearer (mad)", "mad", "base", "forward_kl_exp"),
+        ),
+    ),
     "aihf_direct": Behaviour("aihf_direct", (_above("aihf_direct", "base"),)),
     "aihf_selfplay": Behaviour("aihf_selfplay", (_above("aihf_selfplay", "spin"),)),
     "extrapolate": Behaviour("extrapolate", (_above("closed_2", "sft"), _above("closed_3", "sft"))),
