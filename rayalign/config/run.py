@@ -195,7 +195,7 @@ def _check_artifact(key: str, location: str, stages: Sequence[Stage], kind: Kind
             f"{key}: {location} is nothing that stage {stage.name} writes (there are: {there})"
             f"{did_you_mean(artifact, stage.artifacts())}"
         )
-    is_start = key.endswith("init")  # a reward may start from a reward
-    if (kind, artifact) == ("reward", "policy") or ((kind, artifact) == ("model", "reward") and not is_start):
+    answers = key.endswith("init") or stage.kind == "ava"  # a reward may start from one, and AVA's is a language model too
+    if (kind, artifact) == ("reward", "policy") or ((kind, artifact) == ("model", "reward") and not answers):
         wanted = "policy" if artifact == "reward" else "reward"
         raise ValueError(f"{key}: {location} is a {artifact}, and this takes a {wanted}; name a stage:STAGE/{wanted}")
