@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+MAX_NUMBERS = 4096  # of an array that is read
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def identify(part: Any) -> str:
     """Name and digest of a function, class, partial or object with __call__: "module.name 1f2e...".
 
-    The digest covers its source, the globals, defaults and closures that it uses, and the functions and classes of its own
-    module among them, all the way down. What another module gives goes by its name, an object by its type and attributes.
+    The digest covers its source, the globals, defaults and closures that it uses, and the functions, classes and objects of
+    its own module among them, all the way down. What another module gives goes by its name or type, a large array by its
+    shape.
     """
     part = inspect.unwrap(part) if callable(part) else part
     code = hashlib.sha256("\n".join(_Walk(part).lines).encode()).hexdigest()[:16]
@@ -53,7 +56,23 @@ class _Walk:
         elif isinstance(value, (set, frozenset)):
             self.lines += sorted(map(repr, value))
         else:
-            self._add_all(*_parts(value))
+            self._add_all(*self._parts(value))
+
+    def _parts(self, value: Any) -> Sequence[Any]:
+        """What a container, an array or an object is made of."""
+        if isinstance(value, functools.partial):
+            return value.func, value.args, value.keywords
+        if isinstance(value, types.MethodType):
+            return value.__func__, value.__self__
+        if isinstance(value, Mapping):
+            return [part for item in value.items() for part in item]
+        if isinstance(value, (list, tuple)):
+            return value
+        if hasattr(value, "tolist"):
+            shape = tuple(getattr(value, "shape", ()))
+            return (repr(value.tolist()),) if math.prod(shape) <= MAX_NUMBERS else shape
+        own = type(value).__module__ == self._module and hasattr(value, "__dict__")
+        return (type(value), vars(value)) if own else ()
 
     def _add_all(self, *values: Any) -> None:
         for value in values:
@@ -79,21 +98,6 @@ class _Walk:
             function = getattr(attribute, "__func__", getattr(attribute, "fget", attribute))
             if isinstance(function, types.FunctionType):
                 self._add(function)
-
-
-def _parts(value: Any) -> Sequence[Any]:
-    """What a container or an object is made of."""
-    if isinstance(value, functools.partial):
-        return value.func, value.args, value.keywords
-    if isinstance(value, types.MethodType):
-        return value.__func__, value.__self__
-    if isinstance(value, Mapping):
-        return [part for item in value.items() for part in item]
-    if isinstance(value, (list, tuple)):
-        return value
-    if hasattr(value, "tolist"):
-        return (repr(value.tolist()),)  # an array or a tensor
-    return (type(value), vars(value)) if hasattr(value, "__dict__") else ()
 
 
 def _source(code: Any) -> str:
