@@ -95,7 +95,8 @@ def report(claim: Behaviour, cells: list[dict[str, dict[str, float]]]) -> str:
     lines = [f"| {claim.recipe}: {len(cells)} seeds | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
     for model in cells[0]:
         texts = [_text([cell[model][name] for cell in cells if name in cell.get(model, {})]) for name in names]
-        lines.append(f"| {model} | {' | '.join(texts)} |")
+        if any(texts):
+            lines.append(f"| {model} | {' | '.join(texts)} |")
     if claim.statements:
         lines += ["", "| expected above 0 | difference | seeds |", "| --- | --- | --- |"]
     for statement in claim.statements:
