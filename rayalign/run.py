@@ -25,7 +25,8 @@ from rayalign.own_code import identify
 from rayalign.ports import Fleet
 from rayalign.preflight.check import check_run, needs_of
 from rayalign.report.summary import summarise
-from rayalign.stages.context import Components, RunContext, write_json, written_aside
+from rayalign.stages.context import Components, RunContext
+from rayalign.storage.aside import write_json, written_aside
 from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
 

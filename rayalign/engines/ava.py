@@ -12,6 +12,7 @@ import torch
 from rayalign.config.ava import AvaStage
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.engines.batching import concatenated_rows
+from rayalign.engines.checkpointed import Checkpointed, joined, random_state, restore_random_state
 from rayalign.engines.learner import Learner, LossOutput, init_distributed, local_device, seed_everything
 from rayalign.errors import Diverged
 from rayalign.models.batch import TokenBatch
@@ -19,6 +20,7 @@ from rayalign.models.token_reward import TokenRewardModel, TokenRewardSettings
 from rayalign.objectives.ava import AvaObjective, AvaTerms, AvaTokens, ava_terms, response_rewards
 from rayalign.objectives.reward import margin_demo_minus_agent, pair_accuracy_half_ties
 from rayalign.objectives.segments import segment_sum
+from rayalign.storage.snapshot import Snapshot
 from rayalign.telemetry.metrics import Mean, Metrics, Min
 from rayalign.types import Sequences
 
@@ -37,7 +39,7 @@ class AvaSetup:
     seed: int
 
 
-class AvaEngine:
+class AvaEngine(Checkpointed):
     """One rank. A batch is demonstrations (AVA-d) or [chosen, rejected, chosen, rejected, ...] (AVA-p)."""
 
     def __init__(self, setup: AvaSetup) -> None:
@@ -91,9 +93,27 @@ class AvaEngine:
             raise Diverged("AVA's rewards are not finite; lower optimizer.learning_rate")
         return dict(zip(("sum", "last", "logprob"), columns.T, strict=True))
 
+    def load_state(self, folder: str) -> None:
+        """Goes on from a checkpoint; every rank calls it."""
+        self._learner.restore(Path(folder), "ava")
+        restore_random_state(Path(folder), "ava", self._learner.rank.rank)
+
+    def _snapshot(self) -> Snapshot:
+        rank, model = self._learner.rank.rank, self._model
+        weights = self._learner.host_weights()
+        own = Snapshot()
+        if rank == 0:
+            own.models["reward"] = lambda folder: model.save(folder, weights)
+            own.models["policy"] = lambda folder: model.save_policy(folder, weights)
+        return joined(self._learner.snapshot("ava"), random_state("ava", rank), own)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """One small value from each rank, in rank order."""
+        return self._learner.all_gather(value)
+
     def save(self, *, reward: str, policy: str) -> None:
         """Writes both as Hugging Face folders (rank 0); every rank calls it."""
-        weights = {name: tensor.cpu().clone() for name, tensor in self._learner.weights()}
+        weights = self._learner.host_weights()
         if self._learner.rank.rank == 0:
             self._model.save(Path(reward), weights)
             self._model.save_policy(Path(policy), weights)

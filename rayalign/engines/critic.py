@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rayalign.config.improve import CriticConfig
 from rayalign.config.model import LearnerConfig, ModelConfig
@@ -19,6 +18,8 @@ from rayalign.engines.scored_batch import token_places
 from rayalign.models.batch import TokenBatch
 from rayalign.models.value import ValueModel
 from rayalign.objectives.critic import clipped_value_loss
+from rayalign.storage.checkpoints import STATE
+from rayalign.storage.snapshot import Snapshot
 from rayalign.telemetry.metrics import Mean, Metrics, prefixed
 from rayalign.types import Sequences
 
@@ -38,7 +39,7 @@ class Critic:
     ) -> None:
         self._config = config
         plain = model.model_copy(update={"lora": None})
-        self._model: nn.Module = ValueModel.load(path, plain, learner).to(device)
+        self._model: Any = ValueModel.load(path, plain, learner).to(device)
         self._learner = Learner(self._model, config.optimizer, learner, total_steps=total_steps, device=device)
 
     def values(self, sequences: Sequences) -> list[tuple[np.ndarray, torch.Tensor]]:
@@ -67,6 +68,18 @@ class Critic:
             return LossOutput(loss_sum, metrics)
 
         return prefixed(self._learner.step(chosen, loss, denominator=chosen.num_response_tokens), "critic")
+
+    def snapshot(self) -> Snapshot:
+        """Its model and its optimiser's state, in host memory; a collective."""
+        weights, model = self._learner.host_weights(), self._model
+        found = self._learner.snapshot("critic")
+        if self._learner.rank.rank == 0:
+            found.models[f"{STATE}/critic"] = lambda folder: model.save(folder, weights)
+        return found
+
+    def restore(self, folder: Path) -> None:
+        """Goes on from a checkpoint; every rank calls it."""
+        self._learner.restore(folder, "critic")
 
     def save(self, folder: str) -> None:
         """Writes the critic as a Hugging Face folder (rank 0); every rank calls it."""

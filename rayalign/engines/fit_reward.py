@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from rayalign.engines.batching import concatenated_rows
+from rayalign.engines.checkpointed import Checkpointed, joined, random_state, restore_random_state
 from rayalign.engines.learner import Learner, init_distributed, local_device, seed_everything
 from rayalign.engines.pair_step import PairTerm, pair_step
 from rayalign.errors import Diverged
 from rayalign.models.reward import RewardModel
 from rayalign.objectives.reward import PAIR_LOSSES, standardise
 from rayalign.ports import FitSetup
+from rayalign.storage.snapshot import Snapshot
 from rayalign.telemetry.metrics import Metrics
 from rayalign.types import Sequences
 
 
-class RewardFitEngine:
+class RewardFitEngine(Checkpointed):
     """One rank of fitting a reward to pairs (RLHF's reward model; AfD's discriminators, paper 2 section 2.2)."""
 
     def __init__(self, setup: FitSetup) -> None:
@@ -46,6 +49,21 @@ class RewardFitEngine:
         """[B] normalised scores of all sequences, on every rank. A collective."""
         raw = torch.from_numpy(self._raw(sequences))
         return np.asarray(standardise(raw, mean=self._reward.mean, std=self._reward.std))
+
+    def load_state(self, folder: str) -> None:
+        """Goes on from a checkpoint; every rank calls it."""
+        self._learner.restore(Path(folder), "reward")
+        restore_random_state(Path(folder), "reward", self._learner.rank.rank)
+
+    def _snapshot(self) -> Snapshot:
+        rank, model = self._learner.rank.rank, self._reward
+        weights = self._learner.host_weights()
+        models = {"reward": lambda folder: model.save(folder, weights)} if rank == 0 else {}
+        return joined(self._learner.snapshot("reward"), random_state("reward", rank), Snapshot(models=models))
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """One small value from each rank, in rank order."""
+        return self._learner.all_gather(value)
 
     def save(self, folder: str) -> None:
         """Writes the reward model as a Hugging Face folder (rank 0); every rank calls it."""

@@ -8,8 +8,9 @@ than the round, or samples come while it runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
 from rayalign.data.pairs import interleaved, rows_by_prompt
+from rayalign.engines.checkpointed import joined
 from rayalign.engines.implicit_terms import DemonstrationLoss, Grouped, PreferenceLoss, Term
 from rayalign.engines.learner import LossOutput
 from rayalign.engines.trainable import TrainablePolicy
@@ -26,6 +28,8 @@ from rayalign.models.batch import TokenBatch
 from rayalign.objectives.reward import joint_coefficients
 from rayalign.objectives.segments import segment_sum
 from rayalign.ports import ImplicitSetup
+from rayalign.storage.checkpoints import STATE
+from rayalign.storage.snapshot import Snapshot, pack_sequences, read_tensors, read_values, unpack_sequences
 from rayalign.telemetry.metrics import Metrics, Sum
 from rayalign.types import Rollout, Sequences
 
@@ -54,6 +58,16 @@ class Groups:
     def rows(self, groups: np.ndarray) -> np.ndarray:
         """The rows of groups, group by group."""
         return (groups[:, None] * self.size + np.arange(self.size)).reshape(-1)
+
+    def pack(self) -> dict[str, torch.Tensor]:
+        """As tensors of a snapshot."""
+        return pack_sequences(self.sequences, "groups") | {"ref": torch.from_numpy(self.ref.copy())}
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, torch.Tensor], size: int, cursor: Mapping[str, Any]) -> Groups:
+        """What `pack` and the cursor's `state` kept."""
+        sequences = unpack_sequences(tensors, "groups")
+        return cls(sequences, size, tensors["ref"].numpy(), Cursor.restore(cursor, fingerprint=fingerprint(sequences)))
 
 
 class ImplicitEngine(TrainablePolicy):
@@ -124,6 +138,53 @@ class ImplicitEngine(TrainablePolicy):
         self.version += 1
         return metrics | {"update_s": Sum(time.perf_counter() - started)}
 
+    def load_state(self, folder: str) -> None:
+        """As TrainablePolicy, with the round's groups and where they are drawn from; every rank calls it."""
+        super().load_state(folder)
+        state = Path(folder) / STATE
+        values = read_values(state / "implicit.json")
+        self._round = values["round"]
+        if values["previous"]:
+            self._previous = unpack_sequences(read_tensors(state / "previous.safetensors"), "groups")
+        if values["demos"] is not None:
+            tensors = read_tensors(state / "demos.safetensors")
+            self._demos = Groups.unpack(tensors, values["size"], values["demos"])
+        if values["num_groups"] is not None:
+            self._demo_loss = self._demonstration_loss(values["num_groups"])
+            self._demo_loss.averages = read_tensors(state / "averages.safetensors")["log"].numpy()
+        if self._preferences is not None:
+            self._preferences.cursor = Cursor.restore(
+                values["preferences"], fingerprint=fingerprint(self._preferences.sequences)
+            )
+
+    def _snapshot(self) -> Snapshot:
+        whole = super()._snapshot()
+        if self._learner.rank.rank != 0:
+            return whole
+        own = Snapshot()
+        if self._previous is not None:
+            own.tensors[f"{STATE}/previous"] = pack_sequences(self._previous, "groups")
+        if self._demos is not None:
+            own.tensors[f"{STATE}/demos"] = self._demos.pack()
+        if self._demo_loss is not None:
+            own.tensors[f"{STATE}/averages"] = {"log": torch.from_numpy(self._demo_loss.averages.copy())}
+        own.values[f"{STATE}/implicit"] = {
+            "round": self._round,
+            "previous": self._previous is not None,
+            "demos": self._demos.cursor.state() if self._demos else None,
+            "size": self._demos.size if self._demos else 0,
+            "num_groups": len(self._demo_loss.averages) if self._demo_loss else None,
+            "preferences": self._preferences.cursor.state() if self._preferences else None,
+        }
+        return joined(whole, own)
+
+    def _demonstration_loss(self, num_groups: int) -> DemonstrationLoss:
+        term = self._stage.demonstrations
+        assert term is not None
+        return DemonstrationLoss(
+            term, beta=self._stage.beta_of(self._round), own=self._setup.loss, num_groups=num_groups
+        )
+
     def _begin_demonstrations(self, demos: Sequences, rollouts: Sequence[Rollout]) -> None:
         stage, term = self._stage, self._stage.demonstrations
         assert term is not None
@@ -145,8 +206,7 @@ class ImplicitEngine(TrainablePolicy):
         if size:
             ref = self._reference_sums(groups) if self._uses_old_reference() else self._policy_sums(groups)
             self._demos = Groups.of(groups, size, ref, seed=self._setup.seed + 1000 * (self._round + 1))
-        beta, own_loss = stage.beta_of(self._round), self._setup.loss
-        self._demo_loss = DemonstrationLoss(term, beta=beta, own=own_loss, num_groups=num)
+        self._demo_loss = self._demonstration_loss(num)
 
     def _uses_old_reference(self) -> bool:
         has_one = self._reference is not None or self._policy.has_adapter

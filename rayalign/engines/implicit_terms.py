@@ -41,7 +41,7 @@ class DemonstrationLoss:
 
     def __init__(self, config: DemonstrationTerm, *, beta: float, own: PairLossFn | None, num_groups: int) -> None:
         self._config, self._beta, self._own = config, beta, own
-        self._log_averages = np.full(num_groups, np.nan)  # DFT's, for each group
+        self.averages = np.full(num_groups, np.nan)  # DFT's, of logs, for each group
         self._newest: list[tuple[np.ndarray, np.ndarray]] = []
 
     def __call__(self, rows: Grouped) -> tuple[torch.Tensor, Metrics]:
@@ -61,7 +61,7 @@ class DemonstrationLoss:
             return
         for found in all_gather(self._newest):
             for ids, log_averages in found:
-                self._log_averages[ids] = log_averages
+                self.averages[ids] = log_averages
         self._newest = []
 
     def _pairs(self, rows: Grouped) -> torch.Tensor:
@@ -80,7 +80,7 @@ class DemonstrationLoss:
         )
 
     def _dft(self, rows: Grouped) -> torch.Tensor:
-        before = torch.from_numpy(self._log_averages[rows.ids]).to(rows.policy)  # nan where there is none yet
+        before = torch.from_numpy(self.averages[rows.ids]).to(rows.policy)  # nan where there is none yet
         found, after = dft_loss(
             rows.policy[:, 0],
             rows.policy[:, 1:],

@@ -11,19 +11,24 @@ import gc
 import importlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from rayalign.config.model import LearnerConfig, OptimizerConfig
 from rayalign.engines.batching import MicroBatch, Rank, rank_micro_batches
+from rayalign.engines.optimizer_state import OptimizerState, in_files
 from rayalign.errors import Diverged, RayalignError
 from rayalign.models.batch import TokenBatch, token_batch
 from rayalign.models.wire import WireWeight
+from rayalign.storage.checkpoints import STATE
+from rayalign.storage.snapshot import Snapshot, read_values
 from rayalign.telemetry.metrics import Last, Metrics, Sum, merge
 from rayalign.types import Sequences
 
@@ -90,6 +95,7 @@ class Learner:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=_deepspeed_config(learner, optimizer, _dtype(module))
         )
+        self._state = OptimizerState(module, self._optimizer, self._engine.optimizer, self._whole)
 
     def step(
         self, sequences: Sequences, loss_fn: LossFn, *, denominator: float, group_sizes: np.ndarray | None = None
@@ -149,9 +155,8 @@ class Learner:
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(checkpoint name, whole tensor) of every weight; a collective under ZeRO-3, so all ranks iterate."""
-        zero = _deepspeed().zero
         for weight in self.module.wire_weights():
-            with zero.GatheredParameters(weight.sources, enabled=self._learner.zero_stage == 3):
+            with whole_parameters(weight.sources, self._learner):
                 tensor = weight.tensor()
             yield weight.name, tensor
 
@@ -166,11 +171,43 @@ class Learner:
         if found := [name for name in self.all_gather(bad) if name is not None]:
             raise RayalignError(f"{found[0]} holds numbers that are not finite; lower the learning rate")
 
+    def host_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of every weight in rank 0's host memory, by its checkpoint's name; nothing on other ranks. A collective."""
+        pairs = self.weights()
+        return {name: tensor.cpu().clone() for name, tensor in pairs if self.rank.rank == 0}
+
     def save(self, folder: Path) -> None:
         """Writes the model as a Hugging Face folder from rank 0; all ranks call it."""
-        weights = {name: tensor.cpu().clone() for name, tensor in self.weights()}
+        weights = self.host_weights()
         if self.rank.rank == 0:
             self.module.save(folder, weights)
+
+    def snapshot(self, name: str) -> Snapshot:
+        """This rank's share of weights, moments and counters, copied to host memory: whole tensors, in turn over ranks.
+
+        A collective. Another number of ranks can restore it.
+        """
+        own = self._state.tensors()
+        size, number = self.rank.world_size, self.rank.rank
+        tensors = {key: t.cpu().clone() for place, (key, t) in enumerate(own) if place % size == number}
+        counters = {
+            "steps_done": self.steps_done,
+            "adam_steps": self._state.num_steps,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "learning_rate": self._optimizer_config.learning_rate,
+            "total_steps": self._total_steps,
+        }
+        return Snapshot({f"{STATE}/{name}-{number}": tensors}, {f"{STATE}/{name}": counters} if number == 0 else {})
+
+    def restore(self, folder: Path, name: str) -> None:
+        """Goes on from a checkpoint's folder, where `snapshot(name)` was written. All ranks call it."""
+        counters = read_values(folder / STATE / f"{name}.json")
+        with ExitStack() as stack:
+            paths = sorted((folder / STATE).glob(f"{name}-*.safetensors"))
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+            self._state.load(in_files(files), num_steps=counters["adam_steps"])
+        self.restart_schedule(learning_rate=counters["learning_rate"], total_steps=counters["total_steps"])
+        self.steps_done, self._skipped_in_a_row = counters["steps_done"], counters["skipped_in_a_row"]
 
     def restart_schedule(self, *, learning_rate: float, total_steps: int) -> None:
         """The learning rate begins anew, with another peak and end; the optimiser's moments stay."""
@@ -188,6 +225,9 @@ class Learner:
                 tensor.data = tensor.data.new_empty(0)
             parameter.grad = None
         gc.collect()
+
+    def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        return whole_parameters([parameter], self._learner, written=True)
 
     def _token_batch(self, sequences: Sequences, part: MicroBatch) -> TokenBatch:
         return token_batch(
@@ -254,6 +294,15 @@ def frozen_reference(module: nn.Module, learner: LearnerConfig) -> Any:
     )
     engine.eval()  # gives nothing back, unlike torch's
     return engine
+
+
+def whole_parameters(
+    parameters: list[Any], learner: LearnerConfig, *, written: bool = False
+) -> AbstractContextManager[Any]:
+    """A context in which parameters are whole under ZeRO-3; with `written` what rank 0 puts there reaches all ranks."""
+    return _deepspeed().zero.GatheredParameters(
+        parameters, modifier_rank=0 if written else None, enabled=learner.zero_stage == 3
+    )
 
 
 def schedule_factor(optimizer: OptimizerConfig, step: int, total_steps: int) -> float:

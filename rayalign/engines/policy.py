@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from rayalign.engines.checkpointed import generator_state, joined
 from rayalign.engines.critic import Critic
 from rayalign.engines.learner import MAX_SKIPPED, local_device
 from rayalign.engines.policy_loss import policy_loss
@@ -18,6 +20,8 @@ from rayalign.engines.scored_batch import ScoredBatch, minibatches
 from rayalign.engines.trainable import TrainablePolicy
 from rayalign.errors import Diverged, RayalignError, StaleSamples
 from rayalign.ports import PolicySetup
+from rayalign.storage.checkpoints import STATE
+from rayalign.storage.snapshot import Snapshot, read_values
 from rayalign.telemetry.metrics import Metrics, Sum, merge
 from rayalign.types import Rollout, Scores, Sequences
 
@@ -92,6 +96,30 @@ class PolicyEngine(TrainablePolicy):
         ]
         self.version += 1
         return metrics | merge(steps) | {"update_s": Sum(time.perf_counter() - started)}
+
+    def load_state(self, folder: str) -> None:
+        """As TrainablePolicy, with the critic; every rank calls it."""
+        super().load_state(folder)
+        values = read_values(Path(folder) / STATE / "policy_steps.json")
+        self._random.bit_generator.state = values["random"]
+        self._skipped_in_a_row = values["skipped_in_a_row"]
+        if values["has_critic"]:
+            self.start_critic(str(Path(folder) / STATE / "critic"))
+            assert self._critic is not None
+            self._critic.restore(Path(folder))
+
+    def _snapshot(self) -> Snapshot:
+        parts = [super()._snapshot()]
+        if self._critic is not None:
+            parts.append(self._critic.snapshot())
+        if self._learner.rank.rank == 0:
+            steps = {
+                "random": generator_state(self._random),
+                "skipped_in_a_row": self._skipped_in_a_row,
+                "has_critic": self._critic is not None,
+            }
+            parts.append(Snapshot(values={f"{STATE}/policy_steps": steps}))
+        return joined(*parts)
 
     def _optimise(
         self, batch: ScoredBatch, rows: np.ndarray, advantages: torch.Tensor, returns: torch.Tensor | None

@@ -12,6 +12,13 @@ import torch
 
 from rayalign.data.pairs import FixedDraw, PairDraw
 from rayalign.engines.batching import concatenated_rows
+from rayalign.engines.checkpointed import (
+    Checkpointed,
+    generator_state,
+    joined,
+    random_state,
+    restore_random_state,
+)
 from rayalign.engines.learner import (
     Learner,
     init_distributed,
@@ -23,11 +30,13 @@ from rayalign.errors import Diverged, RayalignError
 from rayalign.models.reward import RewardModel
 from rayalign.objectives.reward import DIVERGENCES, PAIR_LOSSES, joint_coefficients, preference_loss, standardise
 from rayalign.ports import RewardSetup
+from rayalign.storage.checkpoints import STATE
+from rayalign.storage.snapshot import Snapshot, pack_sequences, read_tensors, read_values, unpack_sequences
 from rayalign.telemetry.metrics import Last, Metrics, Sum, merge
 from rayalign.types import Rollout, Scores, Sequences
 
 
-class RewardEngine:
+class RewardEngine(Checkpointed):
     """One rank of the reward group: a learner for the reward, and a scorer with its newest weights."""
 
     def __init__(self, setup: RewardSetup) -> None:
@@ -50,6 +59,8 @@ class RewardEngine:
         Preferences come beside them. Without weight on demonstrations there need be no rollouts.
         """
         started = time.perf_counter()
+        if self._writing is not None:
+            self._writing.files(wait=True)  # the model that is being written is about to change
         if self._config.start == "fresh" and self.version > 0:
             self._learner.close()
             self._start()
@@ -78,6 +89,37 @@ class RewardEngine:
     def save(self, folder: str) -> None:
         """Writes the reward model as a Hugging Face folder (rank 0); every rank calls it."""
         self._learner.save(Path(folder))
+
+    def load_state(self, folder: str) -> None:
+        """Goes on from a checkpoint: weights, moments, normaliser, replayed samples, random numbers; every rank calls it."""
+        root = Path(folder)
+        values = read_values(root / STATE / "reward_round.json")
+        self.version = values["version"]
+        self._reward.mean, self._reward.std = values["mean"], values["std"]
+        self._random.bit_generator.state = values["random"]
+        if values["num_replayed"]:
+            tensors = read_tensors(root / STATE / "replay.safetensors")
+            self._replay = [unpack_sequences(tensors, str(i)) for i in range(values["num_replayed"])]
+        self._learner.restore(root, "reward")
+        restore_random_state(root, "reward", self._learner.rank.rank)
+
+    def _snapshot(self) -> Snapshot:
+        rank, reward = self._learner.rank.rank, self._reward
+        weights = self._learner.host_weights()
+        own = Snapshot()
+        if rank == 0:
+            own.values[f"{STATE}/reward_round"] = {
+                "version": self.version,
+                "mean": reward.mean,
+                "std": reward.std,
+                "random": generator_state(self._random),
+                "num_replayed": len(self._replay),
+            }
+            packed = [pack_sequences(sequences, str(i)) for i, sequences in enumerate(self._replay)]
+            if packed:
+                own.tensors[f"{STATE}/replay"] = {name: t for part in packed for name, t in part.items()}
+            own.models["reward"] = lambda folder: reward.save(folder, weights)
+        return joined(self._learner.snapshot("reward"), random_state("reward", rank), own)
 
     def _start(self) -> None:
         """The reward as it begins: the backbone with a fresh head."""

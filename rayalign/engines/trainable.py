@@ -14,6 +14,14 @@ import numpy as np
 import torch
 
 from rayalign.config.model import LearnerConfig, ModelConfig, OptimizerConfig
+from rayalign.engines.checkpointed import (
+    Checkpointed,
+    frozen_tensors,
+    joined,
+    load_frozen,
+    random_state,
+    restore_random_state,
+)
 from rayalign.engines.learner import (
     Learner,
     frozen_reference,
@@ -26,6 +34,8 @@ from rayalign.engines.scored_batch import token_places
 from rayalign.errors import RayalignError
 from rayalign.models.policy import PolicyModel
 from rayalign.ports import TransferSetup, WeightClient
+from rayalign.storage.checkpoints import STATE
+from rayalign.storage.snapshot import Snapshot, read_tensors, read_values
 from rayalign.telemetry.metrics import Mean, Metrics
 from rayalign.types import Ragged, Rollout, Sequences, WeightReport
 
@@ -33,7 +43,7 @@ if TYPE_CHECKING:
     from rayalign.engines.vllm_backend.sender import WeightSender
 
 
-class TrainablePolicy:
+class TrainablePolicy(Checkpointed):
     """One rank of a policy group: DeepSpeed learner, a frozen reference if there is to be one, weights for the samplers.
 
     Args:
@@ -56,7 +66,8 @@ class TrainablePolicy:
         init_distributed()
         seed_everything(seed)
         self.version = 0
-        self._temperature, self._zero_stage = temperature, learner.zero_stage
+        self._temperature, self._learner_config = temperature, learner
+        self._reference_moved = False
         self._sender: WeightSender | None = None
         device = local_device()
         self._policy = PolicyModel.load(path, model, learner).to(device)
@@ -84,12 +95,12 @@ class TrainablePolicy:
             raise RayalignError("a LoRA run's reference is its base model; use reference: start")
         if self._reference is None:
             return
-        plain = self._reference.module if self._zero_stage == 3 else self._reference
         with torch.no_grad():
-            for frozen, current in zip(plain.parameters(), self._policy.parameters(), strict=True):
+            for frozen, current in zip(self._plain_reference.parameters(), self._policy.parameters(), strict=True):
                 # Under ZeRO-3 both are sharded alike, and each rank copies its shard.
                 source, target = getattr(current, "ds_tensor", current), getattr(frozen, "ds_tensor", frozen)
                 target.copy_(source)
+        self._reference_moved = True
 
     def connect(self, client: WeightClient, transfer: TransferSetup) -> None:
         """Joins the samplers' transfer group; every rank calls it, rank 0 sends."""
@@ -118,6 +129,37 @@ class TrainablePolicy:
     def save(self, folder: str) -> None:
         """Writes the policy as a Hugging Face folder (rank 0); every rank calls it."""
         self._learner.save(Path(folder))
+
+    def load_state(self, folder: str) -> None:
+        """Goes on from a checkpoint: weights, moments, reference, random numbers, version; every rank calls it."""
+        root, rank = Path(folder), self._learner.rank.rank
+        values = read_values(root / STATE / "trained.json")
+        self.version = values["version"]
+        self._learner.restore(root, "policy")
+        if values["reference_moved"]:
+            shards = sorted((root / STATE).glob("reference-*.safetensors"))
+            tensors = {name: tensor for path in shards for name, tensor in read_tensors(path).items()}
+            load_frozen(self._plain_reference, tensors, self._learner_config)
+            self._reference_moved = True
+        restore_random_state(root, "policy", rank)
+
+    def _snapshot(self) -> Snapshot:
+        rank, policy = self._learner.rank, self._policy
+        weights = self._learner.host_weights()
+        own = Snapshot()
+        if self._reference_moved:
+            frozen = enumerate(frozen_tensors(self._plain_reference, self._learner_config))
+            own.tensors[f"{STATE}/reference-{rank.rank}"] = {
+                name: tensor.cpu().clone() for place, (name, tensor) in frozen if place % rank.world_size == rank.rank
+            }
+        if rank.rank == 0:
+            own.values[f"{STATE}/trained"] = {"version": self.version, "reference_moved": self._reference_moved}
+            own.models["policy"] = lambda folder: policy.save(folder, weights)
+        return joined(self._learner.snapshot("policy"), random_state("policy", rank.rank), own)
+
+    @property
+    def _plain_reference(self) -> Any:
+        return self._reference.module if self._learner_config.zero_stage == 3 else self._reference
 
     def _logprobs(self, sequences: Sequences) -> torch.Tensor:
         return self._gathered_logprobs(sequences, lambda engine, batch: engine(batch, temperature=self._temperature)[0])

@@ -14,9 +14,10 @@ from rayalign.data.fingerprint import fingerprint
 from rayalign.data.pairs import interleaved
 from rayalign.engines.ava import AvaEngine, AvaSetup
 from rayalign.evaluate.statistics import accuracy_interval, mean_interval
-from rayalign.stages.context import RunContext, last_good_kept, write_json, written_aside
+from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.inputs import load_demonstrations, locate_model
 from rayalign.stages.pairs import load_pairs, split_pairs
+from rayalign.storage.aside import write_json, written_aside
 from rayalign.telemetry.metrics import Metrics, merge, values
 from rayalign.types import Sequences
 

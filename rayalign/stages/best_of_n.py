@@ -13,11 +13,12 @@ from rayalign.evaluate.best_of import chances, chosen
 from rayalign.evaluate.statistics import mean_interval
 from rayalign.objectives.best_of import best_of_n_kl_bound, expected_best_of
 from rayalign.report.curve import best_of_line, plot_best_of
-from rayalign.stages.context import RunContext, write_json, written_aside
+from rayalign.stages.context import RunContext
 from rayalign.stages.golden import golden_expert, golden_scores
 from rayalign.stages.inputs import load_prompts, locate_model
 from rayalign.stages.sample import stored_lines
 from rayalign.stages.scoring import scorer, scorer_setup
+from rayalign.storage.aside import write_json, written_aside
 from rayalign.types import Rollout
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -124,29 +122,6 @@ class RunContext:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path`; when the block ends well it takes the place of `path`, else it is removed.
-
-    A file is replaced in one step. What stood in a folder's place goes only after the new one is there. Where the block
-    ends with Diverged, what it has written are the last good weights, and they are kept.
-    """
-    aside, before = (path.with_name(f".{path.name}.{ending}") for ending in ("part", "before"))
-    _remove(aside)
-    _remove(before)
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        try:
-            yield aside
-        except Diverged:
-            if aside.exists():
-                _put(aside, path, before)
-            raise
-        _put(aside, path, before)
-    finally:
-        _remove(aside)
-
-
-@contextlib.contextmanager
 def last_good_kept(save: Callable[[], None]) -> Iterator[None]:
     """Around training: saves the last good weights where it ends with Diverged, which is then raised."""
     try:
@@ -154,26 +129,6 @@ def last_good_kept(save: Callable[[], None]) -> Iterator[None]:
     except Diverged:
         save()
         raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _put(aside: Path, path: Path, before: Path) -> None:
-    if path.is_dir():
-        path.rename(before)
-    aside.replace(path)
-    _remove(before)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _architecture(path: str) -> str:

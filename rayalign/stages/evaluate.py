@@ -12,11 +12,12 @@ from rayalign.config.selection import EvaluateStage
 from rayalign.errors import DataError
 from rayalign.evaluate.statistics import accuracy_interval, mean_interval
 from rayalign.stages.answerers import ByTemperature, answers, check_answerers
-from rayalign.stages.context import RunContext, write_json, written_aside
+from rayalign.stages.context import RunContext
 from rayalign.stages.golden import golden_attributes, golden_expert, golden_scores, rank_accuracy
 from rayalign.stages.groups import RewardGroup
 from rayalign.stages.inputs import load_preferences, load_prompts
 from rayalign.stages.scoring import scorer
+from rayalign.storage.aside import write_json, written_aside
 from rayalign.types import Sequences, TokenizedPrompts
 
 

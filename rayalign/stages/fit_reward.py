@@ -18,9 +18,10 @@ from rayalign.errors import DataError
 from rayalign.evaluate.heterogeneity import Heterogeneity, heterogeneity
 from rayalign.evaluate.statistics import accuracy_interval
 from rayalign.ports import FitSetup
-from rayalign.stages.context import RunContext, last_good_kept, write_json, written_aside
+from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.inputs import load_demonstrations, load_samples, locate_model, with_shared_ids
 from rayalign.stages.pairs import Pairs, load_pairs, split_pairs
+from rayalign.storage.aside import write_json, written_aside
 from rayalign.telemetry.metrics import values
 from rayalign.types import Sequences
 

@@ -20,12 +20,13 @@ from rayalign.engines.implicit import ImplicitEngine
 from rayalign.errors import DataError
 from rayalign.models.rewards import write_log_ratio
 from rayalign.ports import ImplicitSetup
-from rayalign.stages.context import RunContext, last_good_kept, written_aside
+from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.groups import ImplicitGroup, RolloutGroup, StoredRollouts
 from rayalign.stages.inputs import DemonstrationSplit, load_demonstrations, locate_model
 from rayalign.stages.loop_setup import load_negatives
 from rayalign.stages.pairs import load_pairs, tell_balance
 from rayalign.stages.watch import Watch
+from rayalign.storage.aside import written_aside
 from rayalign.telemetry.metrics import prefixed, values
 from rayalign.types import TokenizedPrompts
 

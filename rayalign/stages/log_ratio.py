@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rayalign.config.fits import LogRatioStage
 from rayalign.models.rewards import write_log_ratio
-from rayalign.stages.context import RunContext, written_aside
+from rayalign.stages.context import RunContext
 from rayalign.stages.inputs import locate_model
+from rayalign.storage.aside import written_aside
 
 
 def run_log_ratio(context: RunContext, stage: LogRatioStage) -> None:

@@ -17,7 +17,7 @@ from rayalign.engines.reward import RewardEngine
 from rayalign.engines.scorer import RewardScorer
 from rayalign.errors import DataError, UserError
 from rayalign.ports import PolicySetup, RewardSetup, ScorerSetup
-from rayalign.stages.context import RunContext, written_aside
+from rayalign.stages.context import RunContext
 from rayalign.stages.groups import PolicyGroup, RewardGroup, RolloutGroup, StoredRollouts
 from rayalign.stages.inputs import (
     DemonstrationSplit,
@@ -29,6 +29,7 @@ from rayalign.stages.inputs import (
 )
 from rayalign.stages.pairs import load_pairs, tell_balance
 from rayalign.stages.scoring import scorer_setup
+from rayalign.storage.aside import written_aside
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.metrics import Metrics
 from rayalign.types import Sequences, TokenizedPrompts

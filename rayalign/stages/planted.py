@@ -5,7 +5,8 @@ from __future__ import annotations
 from rayalign.config.stages import PlantedStage
 from rayalign.planted.tokenizer import save_tokenizer
 from rayalign.planted.world import write_world
-from rayalign.stages.context import RunContext, written_aside
+from rayalign.stages.context import RunContext
+from rayalign.storage.aside import written_aside
 
 
 def run_planted(context: RunContext, stage: PlantedStage) -> None:

@@ -6,8 +6,9 @@ import json
 
 from rayalign.config.stages import SampleStage
 from rayalign.errors import DataError
-from rayalign.stages.context import RunContext, written_aside
+from rayalign.stages.context import RunContext
 from rayalign.stages.inputs import load_prompts, locate_model
+from rayalign.storage.aside import written_aside
 from rayalign.types import Rollout
 
 

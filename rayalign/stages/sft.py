@@ -28,8 +28,9 @@ from rayalign.data.tokenize import AllTooLong, tokenize_demonstrations
 from rayalign.engines.sft import SftEngine
 from rayalign.errors import DataError
 from rayalign.ports import SftSetup
-from rayalign.stages.context import RunContext, last_good_kept, written_aside
+from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.inputs import check_scratch, load_demonstrations, locate_model, sequences_of, tell
+from rayalign.storage.aside import written_aside
 from rayalign.telemetry.metrics import Metrics, values
 from rayalign.types import Sequences
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from rayalign.stages.context import write_json
 from rayalign.stages.loop_setup import LoopGroups
+from rayalign.storage.aside import write_json
 
 
 class Killed(BaseException):

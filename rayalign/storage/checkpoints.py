@@ -1,0 +1,183 @@
+"""The checkpoints of one stage: each a folder with a manifest, written aside, flushed, and renamed into place.
+
+A folder without a manifest is no checkpoint, and a manifest names every file with its size and hash: whatever a crash,
+a full disk or a bad sector left behind is told apart from what can be loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayalign.storage.aside import flush, remove
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+STATE = "state"  # what only a resumption needs; beside it lie Hugging Face folders
+NAME = re.compile(r"\d{8}")
+CHUNK = 2**22  # bytes
+
+Files = dict[str, tuple[int, str]]  # path inside the checkpoint: (bytes, SHA-256)
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be loaded, and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that is whole."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps of its stage."""
+        return int(self.manifest["step"])
+
+    @property
+    def state(self) -> Path:
+        """The folder of what a resumption needs."""
+        return self.folder / STATE
+
+
+class CheckpointStore:
+    """The checkpoints of a stage in `folder`: the `keep` newest, and the best by the score that they were given.
+
+    Every method may be interrupted at any moment, by a kill or a full disk: what was a checkpoint before still is one.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self._keep = folder, keep
+
+    def begin(self, step: int) -> Path:
+        """An empty folder to write the checkpoint of `step` into; `commit` makes it one."""
+        part = self.folder / f".{step:08d}.part"
+        remove(part)
+        (part / STATE).mkdir(parents=True)
+        return part
+
+    def commit(self, part: Path, manifest: Mapping[str, Any], files: Files) -> Checkpoint:
+        """Makes what was written a checkpoint, in the place of one of the same step, and removes those past `keep`.
+
+        `manifest` has at least `step` (int) and `score` (a number to compare by, larger is better, or None).
+        """
+        whole = {"format": FORMAT, **manifest, "files": {name: list(found) for name, found in sorted(files.items())}}
+        (part / MANIFEST).write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        flush(part / MANIFEST)
+        for folder in {part / Path(name).parent for name in files} | {part}:
+            flush(folder)
+        target = self.folder / f"{manifest['step']:08d}"
+        remove(target)
+        part.rename(target)
+        flush(self.folder)
+        self._prune()
+        return Checkpoint(target, whole)
+
+    def newest(self, tell: Callable[[str], None]) -> Checkpoint | None:
+        """The newest that is whole; a damaged one is told, and the one before it taken."""
+        for folder in reversed(self._folders()):
+            try:
+                checkpoint = read(folder)
+                verify(checkpoint)
+            except Damaged as damage:
+                tell(f"warning: checkpoint {folder} is damaged ({damage}); the one before it is used")
+                continue
+            return checkpoint
+        return None
+
+    def drop_states(self) -> None:
+        """The stage is done: removes what only a resumption needs, and keeps the models."""
+        for folder in self._folders():
+            remove(folder / STATE)
+        self._remove_parts()
+
+    def clear(self) -> None:
+        """Removes them all."""
+        remove(self.folder)
+
+    def best(self) -> Checkpoint | None:
+        """The one with the highest score; None where none was given any. Its files are not verified."""
+        scored = [c for c in self._readable() if c.manifest.get("score") is not None]
+        return max(scored, key=lambda c: (c.manifest["score"], c.step), default=None)
+
+    def _folders(self) -> list[Path]:
+        """Oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
+
+    def _readable(self) -> Iterator[Checkpoint]:
+        for folder in self._folders():
+            try:
+                yield read(folder)
+            except Damaged:
+                continue
+
+    def _prune(self) -> None:
+        best = self.best()
+        for folder in self._folders()[: -self._keep]:
+            if best is None or folder != best.folder:
+                remove(folder)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        for part in self.folder.glob(".*.part"):
+            remove(part)
+
+
+def read(folder: Path) -> Checkpoint:
+    """A checkpoint by its manifest alone. Raises Damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise Damaged(f"its format is {manifest['format']}, this version reads {FORMAT}")
+        if not isinstance(manifest["step"], int) or not isinstance(manifest["files"], dict):
+            raise Damaged("its manifest is not one of this program")
+    except OSError as error:
+        raise Damaged(f"{MANIFEST}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise Damaged(f"{MANIFEST} is torn") from None
+    return Checkpoint(folder, manifest)
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Raises Damaged unless every file is there with the bytes that were written."""
+    for name, (size, digest) in checkpoint.manifest["files"].items():
+        path = checkpoint.folder / name
+        if not path.is_file():
+            raise Damaged(f"{name} is missing")
+        if path.stat().st_size != size:
+            raise Damaged(f"{name} has {path.stat().st_size} bytes of {size}")
+        if file_hash(path) != digest:
+            raise Damaged(f"{name} does not have the content that was written")
+
+
+def files_below(root: Path, *folders: Path) -> Files:
+    """Flushes all files below `folders`, and gives their sizes and hashes under their paths from `root`."""
+    found: Files = {}
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            found[path.relative_to(root).as_posix()] = flushed(path)
+    return found
+
+
+def flushed(path: Path) -> tuple[int, str]:
+    """Waits until a file is on the disk; its size and hash."""
+    flush(path)
+    return path.stat().st_size, file_hash(path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
