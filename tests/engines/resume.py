@@ -44,7 +44,7 @@ def cases() -> dict[str, tuple[Make, list[Act]]]:
     found["policy LoRA"] = (_policy({"zero_stage": 0}, lora=LoraConfig(rank=4, alpha=8)), [_improve] * 3)
     found["policy critic"] = (_with_critic, [_start_critic, _improve, _improve, _improve])
     found["reward warm"] = (_reward(start="warm"), [_update, _update, _update])
-    found["reward fresh"] = (_reward(start="fresh", replay="cumulative", normalise="samples"), [_update, _update, _score])
+    found["reward fresh"] = (_reward(start="fresh", replay="cumulative", normalise="samples"), [_update, _update, _update])
     for loss in ("log_sigmoid", "dft"):
         found[f"implicit {loss}"] = (_implicit(loss), [_begin, _fit, _fit, _fit, _begin_second, _fit])
     return found
@@ -123,11 +123,6 @@ def _start_critic(engine: Any) -> None:
 
 def _update(engine: Any) -> dict[str, float]:
     return _numbers(engine.update([samples(6, version=engine.version, seed=40 + engine.version)]))
-
-
-def _score(engine: Any) -> list[float]:
-    scores = engine.score([samples(5)])
-    return scores.values[np.argsort(scores.rows)].tolist()
 
 
 def _begin(engine: Any) -> int:
