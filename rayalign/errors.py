@@ -44,6 +44,13 @@ class Diverged(RayalignError):
     """Numbers were not finite too often in a row. The weights are the last good ones, and the stage saves them."""
 
 
+class Stopped(RayalignError):
+    """The run was asked to stop (SIGTERM), and has saved where it is."""
+
+
+STOPPED_CODE = 143  # of a program that ended for SIGTERM
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Around a whole program: what goes wrong becomes its one line on stderr and an exit code, as in the command line."""
@@ -51,11 +58,16 @@ def one_line_errors() -> Iterator[None]:
         yield
     except RayalignError as error:
         print(f"rayalign: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(exit_code(error))
     except KeyboardInterrupt:
         kept = "finished stages are kept, the same command begins the one that was stopped again"
         print(f"rayalign: interrupted; {kept}", file=sys.stderr)
         sys.exit(130)
+
+
+def exit_code(error: RayalignError) -> int:
+    """2 for what the user can mend, 143 for a run that was asked to stop, else 1."""
+    return 2 if isinstance(error, UserError) else STOPPED_CODE if isinstance(error, Stopped) else 1
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -20,12 +20,14 @@ from rayalign.config.hazards import hazards
 from rayalign.config.load import dump_config
 from rayalign.config.run import RunConfig
 from rayalign.config.stages import Stage
-from rayalign.errors import Diverged, UserError, is_disk_full
+from rayalign.errors import Diverged, Stopped, UserError, is_disk_full
 from rayalign.own_code import identify
 from rayalign.ports import Fleet
 from rayalign.preflight.check import check_run, needs_of
 from rayalign.report.summary import summarise
-from rayalign.stages.context import Components, RunContext
+from rayalign.stages.checkpoints import checkpoint_store, differences
+from rayalign.stages.context import STOP_FILE, Components, RunContext
+from rayalign.stopping import stop_on_sigterm
 from rayalign.storage.aside import write_json, written_aside
 from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
@@ -95,7 +97,7 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
         _check_fits_here(config)
     try:
         _make_folder(folder)
-        with _held(folder):
+        with _held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
             _write_config(config, folder)
             _run_pending(config, components or built_in(), own, folder, pending)
     except (OSError, SafetensorError) as error:
@@ -168,8 +170,12 @@ def _run_stages(
     context = RunContext(config, folder, fleet, components, tracker, progress)
     try:
         for stage in pending:
+            context.settings = _settings(config, stage, own)
             _run_stage(run_stage[stage.kind], context, stage)
-            write_json(folder / stage.name / DONE, _settings(config, stage, own))
+            write_json(folder / stage.name / DONE, context.settings)
+            checkpoint_store(context, stage.name).drop_states()
+            if context.stopping:
+                raise Stopped(f"asked to stop after stage {stage.name}, which is done")
     finally:
         context.close_sampler()
         fleet.close()
@@ -263,10 +269,10 @@ def _is_done(config: RunConfig, folder: Path, stage: Stage, own: Mapping[str, st
     if not file.exists():
         return False
     before, now = json.loads(file.read_text(encoding="utf-8")), _settings(config, stage, own)
-    changed = sorted(key.removeprefix("run.") for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = [f"{key.removeprefix('run.')} {told}" for key, told in differences(before, now)]
     if changed:
         raise UserError(
-            f"{file.parent}: stage {stage.name} finished here with another {', '.join(changed)}; "
+            f"{file.parent}: stage {stage.name} finished here with another {'; '.join(changed)}; "
             f"set name= for a new run, or remove {file.parent} to run it again"
         )
     return True

@@ -60,6 +60,9 @@ class PlacementConfig(Strict):
     kv_cache_gib: Positive = Field(0.5, description="memory for vLLM's KV cache where there is no GPU")
     object_store_mib: PositiveInt = Field(256, ge=75, description="of a Ray started here")
     deadlines: DeadlineConfig = DeadlineConfig()
+    max_restarts: NonNegativeInt = Field(
+        3, description="how often a stage whose worker died or hung goes on from its last checkpoint, before the run ends"
+    )
 
     @model_validator(mode="after")
     def _colocation_has_one_size(self) -> PlacementConfig:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from rayalign.config.base import NonNegativeInt, Strict, stage_reference
+from rayalign.config.checkpoints import CheckpointConfig
 from rayalign.config.data import DataConfig, DataSource
 from rayalign.config.explain import did_you_mean
 from rayalign.config.loops import ImplicitStage, LoopStage, RlStage, SampledStage
@@ -28,6 +30,12 @@ class RunConfig(Strict):
     learner: LearnerConfig = LearnerConfig()
     placement: PlacementConfig = PlacementConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    resume: Literal["auto", "anew", "changed"] = Field(
+        "auto",
+        description="a stage that was interrupted goes on from its newest checkpoint; anew: from its beginning; changed: "
+        "goes on also where its settings or data are no longer what they were",
+    )
     stages: list[Stage] = Field(min_length=1)
 
     @property

@@ -7,7 +7,7 @@ parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -107,7 +107,7 @@ class OptimizerState:
         raise TypeError(f"{type(self._optimizer).__name__} keeps its shards where rayalign does not know")
 
 
-def in_files(files: list[Mapping[str, Any]]) -> Callable[[str], torch.Tensor]:
+def in_files(files: list[Any]) -> Callable[[str], torch.Tensor]:
     """Reads a tensor from whichever of the open safetensors files holds it."""
     place = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - they are no dictionaries
     return lambda name: place[name].get_tensor(name)

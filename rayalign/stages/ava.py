@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from rayalign.config.ava import AvaStage
-from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
 from rayalign.data.pairs import interleaved
 from rayalign.engines.ava import AvaEngine, AvaSetup
 from rayalign.evaluate.statistics import accuracy_interval, mean_interval
 from rayalign.stages.context import RunContext, last_good_kept
+from rayalign.stages.fit_checkpoints import FitCheckpoints, ShuffledBatches
 from rayalign.stages.inputs import load_demonstrations, locate_model
 from rayalign.stages.pairs import load_pairs, split_pairs
 from rayalign.storage.aside import write_json, written_aside
-from rayalign.telemetry.metrics import Metrics, merge, values
 from rayalign.types import Sequences
 
 
@@ -36,6 +36,11 @@ class AvaData:
         chosen = self.train.take(rows)
         return chosen if self.train_rejected is None else interleaved(chosen, self.train_rejected.take(rows))
 
+    def fingerprints(self) -> dict[str, str]:
+        """What is learned from, by name."""
+        found = {"rows": fingerprint(self.train)}
+        return found | ({"rejected": fingerprint(self.train_rejected)} if self.train_rejected is not None else {})
+
 
 @dataclass(frozen=True)
 class AvaJob:
@@ -45,6 +50,7 @@ class AvaJob:
     data: AvaData
     reward_folder: str
     policy_folder: str
+    checkpoints: FitCheckpoints
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,6 @@ class AvaHeldout:
     margins: dict[str, np.ndarray]  # [N] chosen minus rejected, by the responses' sum and by their last token
 
 
-@dataclass
-class _Watched:
-    """What was reported, step by step and at the end."""
-
-    steps: list[Metrics] = field(default_factory=list)
-    heldout: AvaHeldout | None = None
-
-
 def run_ava(context: RunContext, stage: AvaStage) -> None:
     """Artifacts: `reward` (dense) and `policy`, Hugging Face folders, and `report.json`."""
     data = _data(context, stage)
@@ -70,24 +68,25 @@ def run_ava(context: RunContext, stage: AvaStage) -> None:
     with written_aside(folder / "reward") as reward, written_aside(folder / "policy") as policy:
         for saved in (reward, policy):
             context.template().save_tokenizer(saved)
-        job = AvaJob(_setup(context, stage, len(data.train)), data, str(reward), str(policy))
-        watched = _fit(context, stage, job)
-    _say(context, stage, watched)
-    write_json(folder / "report.json", _report(stage, data, watched))
+        beside = {"reward": reward, "policy": policy}
+        checkpoints = FitCheckpoints.of(context, stage.name, data.fingerprints(), beside=beside)
+        job = AvaJob(_setup(context, stage, len(data.train)), data, str(reward), str(policy), checkpoints)
+        heldout = _fit(context, stage, job)
+    _say(context, stage, heldout)
+    write_json(folder / "report.json", _report(context, stage, data, heldout))
 
 
 def fit(job: AvaJob, report: Callable[[Any], None]) -> None:
     """One rank's work, to its end."""
     engine, data = AvaEngine(job.setup), job.data
-    size = min(job.setup.config.batch_size, len(data.train))
-    cursor = Cursor(len(data.train), seed=job.setup.seed, fingerprint=fingerprint(data.train))
+    size, seed = job.setup.config.batch_size, job.setup.seed
+    batches = ShuffledBatches(len(data.train), size, data.batch, seed=seed, fingerprint=fingerprint(data.train))
 
     def save() -> None:
         engine.save(reward=job.reward_folder, policy=job.policy_folder)
 
     with last_good_kept(save):
-        for _ in range(job.setup.total_steps):
-            report(engine.fit(data.batch(cursor.take(size))))
+        job.checkpoints.steps(engine, batches, job.setup.total_steps, report)
         heldout = _measure(engine, data)
     save()
     report(heldout)
@@ -126,49 +125,56 @@ def _setup(context: RunContext, stage: AvaStage, num: int) -> AvaSetup:
     )
 
 
-def _fit(context: RunContext, stage: AvaStage, job: AvaJob) -> _Watched:
+def _fit(context: RunContext, stage: AvaStage, job: AvaJob) -> AvaHeldout | None:
     if context.config.placement.colocate:
         context.close_sampler()  # Ray Train takes the GPUs
-    watched = _Watched()
+    heldout, done = None, job.checkpoints.done
     shown = "pair_accuracy" if stage.variant == "preferences" else "nll_token"
     with context.progress.stage(stage.name, total=job.setup.total_steps) as bar:
+        bar.update(advance=done)
 
         def on_report(found: Any) -> None:
+            nonlocal heldout, done
             if isinstance(found, AvaHeldout):
-                watched.heldout = found
+                heldout = found
                 return
-            context.tracker.log(stage.name, 0, len(watched.steps), found)
-            watched.steps.append(found)
+            context.tracker.log(stage.name, 0, done, found)
+            done += 1
             note = {shown.replace("_", " "): found[shown].value()} if shown in found else {}
             bar.update(advance=1, note=note)
 
         context.fleet.run_ranks(fit, job, on_report)
-    return watched
+    return heldout
 
 
-def _report(stage: AvaStage, data: AvaData, watched: _Watched) -> dict[str, Any]:
+def _report(context: RunContext, stage: AvaStage, data: AvaData, heldout: AvaHeldout | None) -> dict[str, Any]:
     """Counts, what the loss was made of in the last quarter of the steps, and the measures on what was kept out."""
-    steps = watched.steps
-    last = values(merge(steps[-max(1, len(steps) // 4) :]))
+    steps = context.tracker.records(stage.name)
+    last = [step for step in steps[-max(1, len(steps) // 4) :] if "loss" in step]  # skipped steps measured nothing
+    terms = [key for key in (last[0] if last else {}) if key.endswith("_term")]
     name = "pairs" if stage.variant == "preferences" else "demonstrations"
     report: dict[str, Any] = {
         f"num_{name}": len(data.train),
         f"num_heldout_{name}": len(data.heldout),
         "num_steps": len(steps),
-        "terms": {key.removesuffix("_term"): value for key, value in last.items() if key.endswith("_term")},
-        "sigma": {key.removeprefix("sigma_"): value for key, value in last.items() if key.startswith("sigma_")},
+        "terms": {key.removesuffix("_term"): fmean(step[key] for step in last) for key in terms},
+        "sigma": {
+            key: reduce(step[f"sigma_{key}"] for step in last)
+            for key, reduce in (("mean", fmean), ("min", min), ("on_floor_frac", fmean))
+            if last
+        },
     }
-    if watched.heldout is None or not len(watched.heldout.nll_token):
+    if heldout is None or not len(heldout.nll_token):
         return report
-    report["heldout_nll_token"] = mean_interval(watched.heldout.nll_token).as_dict()
-    for over, margins in watched.heldout.margins.items():
+    report["heldout_nll_token"] = mean_interval(heldout.nll_token).as_dict()
+    for over, margins in heldout.margins.items():
         report[f"heldout_accuracy_{over}"] = accuracy_interval(margins).as_dict()
     return report
 
 
-def _say(context: RunContext, stage: AvaStage, watched: _Watched) -> None:
-    if watched.heldout and watched.heldout.margins:
-        margins = watched.heldout.margins["sum"]
+def _say(context: RunContext, stage: AvaStage, heldout: AvaHeldout | None) -> None:
+    if heldout and heldout.margins:
+        margins = heldout.margins["sum"]
         share = accuracy_interval(margins).mean
         context.progress.say(f"{stage.name}: ranks {share:.0%} of {len(margins)} held-out pairs as they are")
     if stage.irl and stage.lambda_td >= 1:

@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from rayalign.ports import Fleet, PairLossFn, RewardSetup, RewardWorker, Rollout
 from rayalign.stages.groups import RolloutGroup
 from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
+
+STOP_FILE = ".stop"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class RunContext:
     components: Components
     tracker: Tracker
     progress: Progress
+    settings: Mapping[str, Any] = field(default_factory=dict)  # that the artifacts of the stage in progress depend on
+    restarted: bool = False  # the stage in progress goes on after the loss of a worker
     _sampler: RolloutGroup | None = None
     _sampler_shape: str = ""
     _templates: dict[str, Template] = field(default_factory=dict)
@@ -51,6 +56,16 @@ class RunContext:
         """A seed of its own for each time that a stage draws samples: no two draws of a run repeat their random numbers."""
         entropy = [self.config.seed, zlib.crc32(f"{stage}/{purpose}".encode()), number]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    @property
+    def stop_file(self) -> Path:
+        """Is there once the run was asked to stop; on the file system, so that every rank sees it."""
+        return self.folder / STOP_FILE
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the stage should save itself and end."""
+        return self.stop_file.exists()
 
     def stage_folder(self, name: str) -> Path:
         """Where a stage's artifacts lie."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rayalign.config.fits import FitRewardStage
-from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
 from rayalign.data.pairs import interleaved
 from rayalign.engines.fit_reward import RewardFitEngine
@@ -19,6 +18,7 @@ from rayalign.evaluate.heterogeneity import Heterogeneity, heterogeneity
 from rayalign.evaluate.statistics import accuracy_interval
 from rayalign.ports import FitSetup
 from rayalign.stages.context import RunContext, last_good_kept
+from rayalign.stages.fit_checkpoints import FitCheckpoints, ShuffledBatches
 from rayalign.stages.inputs import load_demonstrations, load_samples, locate_model, with_shared_ids
 from rayalign.stages.pairs import Pairs, load_pairs, split_pairs
 from rayalign.storage.aside import write_json, written_aside
@@ -34,6 +34,7 @@ class FitJob:
     train: Pairs
     measured: dict[str, Sequences]  # that are scored at the end, by name
     folder: str
+    checkpoints: FitCheckpoints
 
 
 @dataclass
@@ -54,7 +55,10 @@ def run_fit_reward(context: RunContext, stage: FitRewardStage) -> None:
     folder = context.stage_folder(stage.name)
     with written_aside(folder / "reward") as reward:
         context.template().save_tokenizer(reward)
-        fitted = _fit(context, stage, FitJob(_setup(context, stage, len(train[0])), train, measured, str(reward)))
+        data = {"pairs": fingerprint(interleaved(*train))}
+        checkpoints = FitCheckpoints.of(context, stage.name, data, beside={"reward": reward})
+        setup = _setup(context, stage, len(train[0]))
+        fitted = _fit(context, stage, FitJob(setup, train, measured, str(reward), checkpoints))
     report: dict[str, Any] = {"num_pairs": len(train[0]), "num_heldout_pairs": len(heldout[0])}
     if "better" in fitted.scores:
         margins = fitted.scores["better"] - fitted.scores["worse"]
@@ -72,12 +76,15 @@ def fit(job: FitJob, report: Callable[[Any], None]) -> None:
     """One rank's work, to its end."""
     engine = RewardFitEngine(job.setup)
     better, worse = job.train
-    size = min(job.setup.config.batch_size, len(better))
-    cursor = Cursor(len(better), seed=job.setup.seed, fingerprint=fingerprint(better))
+    batches = ShuffledBatches(
+        len(better),
+        job.setup.config.batch_size,
+        lambda rows: interleaved(better.take(rows), worse.take(rows)),
+        seed=job.setup.seed,
+        fingerprint=fingerprint(better),
+    )
     with last_good_kept(lambda: engine.save(job.folder)):
-        for _ in range(job.setup.total_steps):
-            rows = cursor.take(size)
-            report(engine.fit(interleaved(better.take(rows), worse.take(rows))))
+        job.checkpoints.steps(engine, batches, job.setup.total_steps, report)
         side = {"better": better, "worse": worse}.get(job.setup.config.normalise)
         if side is not None:
             engine.normalise_on(side)
@@ -102,8 +109,9 @@ def _setup(context: RunContext, stage: FitRewardStage, num_pairs: int) -> FitSet
 def _fit(context: RunContext, stage: FitRewardStage, job: FitJob) -> Fitted:
     if context.config.placement.colocate:
         context.close_sampler()  # Ray Train takes the GPUs
-    fitted, done = Fitted(), 0
+    fitted, done = Fitted(), job.checkpoints.done
     with context.progress.stage(stage.name, total=job.setup.total_steps) as bar:
+        bar.update(advance=done)
 
         def on_report(found: Any) -> None:
             nonlocal done

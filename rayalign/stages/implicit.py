@@ -7,8 +7,10 @@ This file is the algorithm (IRFT, Algorithm 2 of paper 3; SPIN; DPO has one roun
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from rayalign.engines.implicit import ImplicitEngine
 from rayalign.errors import DataError
 from rayalign.models.rewards import write_log_ratio
 from rayalign.ports import ImplicitSetup
+from rayalign.stages.checkpoints import LoopCheckpoints
 from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.groups import ImplicitGroup, RolloutGroup, StoredRollouts
 from rayalign.stages.inputs import DemonstrationSplit, load_demonstrations, locate_model
@@ -51,6 +54,10 @@ class ImplicitGroups:
     def seed_of(self, purpose: str, number: int) -> int:
         """A seed of its own for each time samples are drawn."""
         return self.context.seed_of(self.stage.name, purpose, number)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What is learned from, by name."""
+        return {"demonstrations": fingerprint(self.demonstrations.train)} if self.demonstrations else {}
 
     def slice_of(self, round_number: int) -> np.ndarray:
         """The rows of the demonstrations that a round trains on: all, or its own share of them (T15)."""
@@ -94,31 +101,55 @@ def run_implicit(context: RunContext, stage: ImplicitStage) -> None:
 def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> None:
     """Rounds: sample the policy as it is, make it the reference, take steps."""
     watch = Watch(context, stage, groups)
+    checkpoints = LoopCheckpoints(context, stage.name, {"policy": groups.policy.workers}, groups.fingerprints())
+    at = _Place.of(checkpoints.resume())
+    if at.steps:
+        groups.policy.version = at.steps
+        watch.restore({"round": at.round, "step": at.steps})
     if groups.rollout is not None:
         groups.policy.sync()
-        watch.check_canary()
-    watch.log_health(0)
-    done = 0
+        watch.check_canary(log=not at.steps)
+    if not at.steps:
+        watch.log_health(0)
     with context.progress.stage(stage.name) as bar:
-        for round_number in range(stage.rounds):
-            rows = groups.slice_of(round_number)
-            drawn = groups.sample(rows, round_number) if stage.draws and not stage.on_policy else []
-            num_steps = groups.policy.begin_round(round_number, rows, drawn)
-            batches = _batches(groups, rows, round_number)
-            for _ in range(num_steps):
+        bar.update(advance=at.steps)
+        while at.round < stage.rounds:
+            rows = groups.slice_of(at.round)
+            if not at.done:
+                drawn = groups.sample(rows, at.round) if stage.draws and not stage.on_policy else []
+                at.num_steps = groups.policy.begin_round(at.round, rows, drawn)
+            batches = islice(_batches(groups, rows, at.round), at.done, None)
+            while at.done < at.num_steps:
                 fresh: StoredRollouts = []
                 if stage.on_policy:
                     groups.policy.sync()
-                    fresh = groups.sample(next(batches), stage.rounds + done)
+                    fresh = groups.sample(next(batches), stage.rounds + at.steps)
                 metrics = groups.policy.fit_step(fresh)
-                watch.log(round_number, prefixed(metrics, "policy"))
-                bar.update(advance=1, round=(round_number + 1, stage.rounds), note=_note(values(metrics)))
-                done += 1
+                watch.log(at.round, prefixed(metrics, "policy"))
+                bar.update(advance=1, round=(at.round + 1, stage.rounds), note=_note(values(metrics)))
+                at.done, at.steps = at.done + 1, at.steps + 1
+                checkpoints.after_step(at.steps, lambda: asdict(at))
             if groups.rollout is not None:
                 groups.policy.sync()
                 watch.check_canary()
-            watch.log_health(round_number)
+            checkpoints.note(watch.log_health(at.round))
             groups.save()
+            at.round, at.done = at.round + 1, 0
+    checkpoints.finish()
+
+
+@dataclass
+class _Place:
+    """Where the stage is: `done` of the round's `num_steps`, `steps` in all."""
+
+    round: int = 0
+    done: int = 0
+    num_steps: int = 0
+    steps: int = 0
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any] | None) -> _Place:
+        return cls(**saved) if saved else cls()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ workers is in `engines/`, how it reaches them in `stages/groups.py`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from rayalign.config.loops import LoopStage
 from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
 from rayalign.errors import StaleSamples
+from rayalign.stages.checkpoints import LoopCheckpoints
 from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.groups import PendingRollouts, StoredRollouts
 from rayalign.stages.loop_setup import LoopGroups, start_groups
@@ -33,18 +35,27 @@ def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None
     """Rounds of reward learning (`irl`; a fixed reward, `rl`, has none) and policy improvement."""
     watch = LoopWatch(context, stage, groups)
     samples = _SampleQueue(stage, groups)
+    checkpoints = LoopCheckpoints(context, stage.name, groups.saved(), groups.fingerprints())
+    saved = checkpoints.resume()
+    if saved is not None:
+        _restore(saved, groups, samples, watch)
     groups.policy.sync()
-    watch.check_canary()
-    watch.log_start()
+    watch.check_canary(log=saved is None)
+    if saved is None:
+        watch.log_start()
+    first_round, done = divmod(saved["step"], stage.improve.steps) if saved else (0, 0)
+    if saved and not done:  # the round's last step was taken, what comes after it was not
+        first_round, done = first_round - 1, stage.improve.steps
     with context.progress.stage(stage.name, total=stage.rounds * stage.improve.steps) as bar:
-        for round_number in range(stage.rounds):
-            if stage.improve.reference == "round" and round_number > 0:
-                groups.policy.move_reference()
+        bar.update(advance=first_round * stage.improve.steps + done)
+        for round_number in range(first_round, stage.rounds):
+            if not done:
+                if stage.improve.reference == "round" and round_number > 0:
+                    groups.policy.move_reference()
+                watch.log_round(round_number, groups.update_reward(watch.clock))
+                groups.start_critic(round_number)
 
-            watch.log_round(round_number, groups.update_reward(watch.clock))
-            groups.start_critic(round_number)
-
-            for batch in samples.batches(watch):
+            for batch in samples.batches(watch, done=done):
                 with watch.clock.phase("score"):
                     scores = groups.reward.score(batch)
                 with watch.clock.phase("policy_update"):
@@ -55,10 +66,23 @@ def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None
                     groups.policy.sync()
                 note = watch.log_step(round_number, batch, prefixed(metrics, "policy"))
                 bar.update(advance=1, round=(round_number + 1, stage.rounds), note=note)
+                checkpoints.after_step(watch.step, lambda: _state(groups, samples, watch))
 
-            watch.log_health(round_number)
+            done = 0
+            checkpoints.note(watch.log_health(round_number))
             if (round_number + 1) % stage.save_every == 0 or round_number + 1 == stage.rounds:
                 groups.save()
+    checkpoints.finish()
+
+
+def _state(groups: LoopGroups, samples: _SampleQueue, watch: LoopWatch) -> dict[str, Any]:
+    return {"step": watch.step, "groups": groups.state(), "samples": samples.state(), "watch": watch.state()}
+
+
+def _restore(saved: Mapping[str, Any], groups: LoopGroups, samples: _SampleQueue, watch: LoopWatch) -> None:
+    groups.restore(saved["groups"])
+    samples.restore(saved["samples"])
+    watch.restore(saved["watch"])
 
 
 class _SampleQueue:
@@ -73,21 +97,34 @@ class _SampleQueue:
         self._cursor = Cursor(len(groups.prompts), seed=groups.seed, fingerprint=fingerprint(groups.prompts))
         self._again: list[int] = []  # rows that wait for the next batch
         self._asked = 0
-        self._waiting: deque[PendingRollouts] = deque()
+        self._waiting: deque[tuple[PendingRollouts, dict[str, Any]]] = deque()  # with the state before each was asked for
+
+    def state(self) -> dict[str, Any]:
+        """Plain values; what is being drawn is asked for again, with the weights of then."""
+        return self._waiting[0][1] if self._waiting else self._place()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state` was taken. Raises DataError over other prompts."""
+        self._cursor = Cursor.restore(state["cursor"], fingerprint=fingerprint(self._groups.prompts))
+        self._again, self._asked = list(state["again"]), state["asked"]
+
+    def _place(self) -> dict[str, Any]:
+        return {"cursor": self._cursor.state(), "again": list(self._again), "asked": self._asked}
 
     def settle(self) -> None:
         """Waits for what is being drawn: weights never change under a generation, nor wait for one on their deadline."""
-        for pending in self._waiting:
+        for pending, _ in self._waiting:
             pending.result()
 
-    def batches(self, watch: LoopWatch) -> Iterator[StoredRollouts]:
-        """One round's batches. Raises StaleSamples for one that is older than it may be."""
-        for step in range(self._stage.improve.steps):
+    def batches(self, watch: LoopWatch, *, done: int) -> Iterator[StoredRollouts]:
+        """A round's batches after its first `done`. Raises StaleSamples for one that is older than it may be."""
+        for step in range(done, self._stage.improve.steps):
             ahead = min(self._stage.max_staleness, self._stage.improve.steps - 1 - step)
             while len(self._waiting) <= ahead:
-                self._waiting.append(self._ask())
+                before = self._place()
+                self._waiting.append((self._ask(), before))
             with watch.clock.phase("generate"):
-                batch = self._waiting.popleft().result()
+                batch = self._waiting.popleft()[0].result()
             self._admit(batch)
             yield batch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from rayalign.config.loops import IrlStage, LoopStage, RlStage
 from rayalign.config.reward import RewardConfig
+from rayalign.data.fingerprint import fingerprint
 from rayalign.data.tokenize import prompts_of
 from rayalign.engines.policy import PolicyEngine
 from rayalign.engines.reward import RewardEngine
 from rayalign.engines.scorer import RewardScorer
 from rayalign.errors import DataError, UserError
-from rayalign.ports import PolicySetup, RewardSetup, ScorerSetup
+from rayalign.ports import PolicySetup, RewardSetup, ScorerSetup, Workers
 from rayalign.stages.context import RunContext
 from rayalign.stages.groups import PolicyGroup, RewardGroup, RolloutGroup, StoredRollouts
 from rayalign.stages.inputs import (
@@ -56,6 +57,24 @@ class LoopGroups:
     def seed_of(self, purpose: str, number: int) -> int:
         """A seed of its own for each time samples are drawn."""
         return self.context.seed_of(self.stage.name, purpose, number)
+
+    def saved(self) -> dict[str, Workers[Any]]:
+        """The groups that a checkpoint is made of; a reward that learns nothing needs none."""
+        learns = isinstance(self.stage, IrlStage) and self.context.components.reward_learns
+        return {"policy": self.policy.workers} | ({"reward": self.reward.workers} if learns else {})
+
+    def fingerprints(self) -> dict[str, str]:
+        """What is learned from, by name."""
+        found = {"prompts": fingerprint(self.prompts)}
+        return found | ({"demonstrations": fingerprint(self.demonstrations.train)} if self.demonstrations else {})
+
+    def state(self) -> dict[str, Any]:
+        """Plain values; `restore` goes on from here."""
+        return {"rounds_sampled": self._rounds_sampled, "policy_version": self.policy.version}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state` was taken; the workers have taken theirs."""
+        self._rounds_sampled, self.policy.version = state["rounds_sampled"], state["policy_version"]
 
     def update_reward(self, clock: Clock) -> Metrics:
         """One round of reward learning against the policy's own answers; nothing where the reward is fixed."""

@@ -8,9 +8,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,7 +17,7 @@ from rayalign import __version__
 from rayalign.config.data import DataSource
 from rayalign.config.stages import SftStage
 from rayalign.data import shapes
-from rayalign.data.cursor import Cursor, StreamingRows
+from rayalign.data.cursor import StreamingRows
 from rayalign.data.fingerprint import fingerprint
 from rayalign.data.samples import is_sample_file
 from rayalign.data.sources import read_rows
@@ -29,17 +28,21 @@ from rayalign.engines.sft import SftEngine
 from rayalign.errors import DataError
 from rayalign.ports import SftSetup
 from rayalign.stages.context import RunContext, last_good_kept
+from rayalign.stages.fit_checkpoints import Batches, FitCheckpoints, ShuffledBatches
 from rayalign.stages.inputs import check_scratch, load_demonstrations, locate_model, sequences_of, tell
 from rayalign.storage.aside import written_aside
 from rayalign.telemetry.metrics import Metrics, values
 from rayalign.types import Sequences
 
 
-class Batches(Protocol):
+class Source(Protocol):
     """Where a rank's batches come from; every rank is given the same ones and takes its share of each."""
 
-    def batches(self, tally: Tally) -> Iterator[Sequences]:
+    def batches(self, tally: Tally) -> Batches:
         """Endless batches. `tally` counts what is left out or cut on the way, where that was not told before."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """What is learned from, by name, where that is known before it is read."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,14 @@ class InMemory:
     batch_size: int
     seed: int
 
-    def batches(self, tally: Tally) -> Iterator[Sequences]:
+    def batches(self, tally: Tally) -> ShuffledBatches:
         """Epoch after epoch, each in an order of its own."""
-        cursor = Cursor(len(self.sequences), seed=self.seed, fingerprint=fingerprint(self.sequences))
-        while True:
-            yield self.sequences.take(cursor.take(self.batch_size))
+        rows = self.sequences
+        return ShuffledBatches(len(rows), self.batch_size, rows.take, seed=self.seed, fingerprint=fingerprint(rows))
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the rows' tokens."""
+        return {"rows": fingerprint(self.sequences)}
 
 
 @dataclass(frozen=True)
@@ -70,36 +76,63 @@ class Streamed:
     room: int | None  # for answers, as every stage leaves it
     batch_size: int
 
-    def batches(self, tally: Tally) -> Iterator[Sequences]:
-        """Epoch after epoch; a batch may be smaller where rows are dropped, and one without rows is passed over.
+    def batches(self, tally: Tally) -> StreamedBatches:
+        """Epoch after epoch, in the source's order."""
+        return StreamedBatches(self, tally)
 
-        A row counts each time that it is read. Raises DataError where no row of the whole source can be used.
-        """
-        tokenizer = load_tokenizer(self.tokenizer, trust_remote_code=self.trust_remote_code)
-        template = Template(tokenizer, self.chat_template)
-        rows = StreamingRows(lambda: shapes.demonstrations(read_rows(self.source, resolve=str), tally=tally.part()))
+    def fingerprints(self) -> dict[str, str]:
+        """A stream is known as far as it was read: its batches check that themselves."""
+        return {}
+
+
+class StreamedBatches:
+    """Batches may be smaller where rows are dropped, and one without rows is passed over.
+
+    A row counts each time that it is read.
+    """
+
+    def __init__(self, source: Streamed, tally: Tally) -> None:
+        tokenizer = load_tokenizer(source.tokenizer, trust_remote_code=source.trust_remote_code)
+        self._source, self._tally = source, tally
+        self._template = Template(tokenizer, source.chat_template)
+        self._rows = StreamingRows(self._open)
+
+    def take(self) -> Sequences:
+        """The next batch that has rows. Raises DataError where no row of the whole source can be used."""
+        source, tally = self._source, self._tally
         while True:
-            places, batch = zip(*rows.take(self.batch_size), strict=True)
+            places, batch = zip(*self._rows.take(source.batch_size), strict=True)
             part = tally.part()
             try:
                 kept = tokenize_demonstrations(
                     batch,
-                    template,
-                    max_length=self.max_length,
-                    overlong=self.overlong,
-                    room=self.room,
+                    self._template,
+                    max_length=source.max_length,
+                    overlong=source.overlong,
+                    room=source.room,
                     places=places,
                     tally=part,
                 )
             except AllTooLong:
-                if rows.epoch and not tally.num_used:
+                if self._rows.epoch and not tally.num_used:
                     raise DataError(
-                        f"{self.source.path}: no row of the whole source can be used ({tally}); "
+                        f"{source.source.path}: no row of the whole source can be used ({tally}); "
                         "raise model.max_length, or set data.overlong to truncate"
                     ) from None
                 continue
             tally.num_used += part.num_used
-            yield kept
+            return kept
+
+    def state(self) -> dict[str, Any]:
+        """Plain values; `restore` goes on from here."""
+        return self._rows.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Reads past what was taken. Raises DataError where that is no longer what it was."""
+        self._rows = StreamingRows.restore(state, self._open)
+
+    def _open(self) -> Iterator[Any]:
+        return shapes.demonstrations(read_rows(self._source.source, resolve=str), tally=self._tally.part())
 
 
 @dataclass(frozen=True)
@@ -107,8 +140,9 @@ class SftJob:
     """What each rank is sent."""
 
     setup: SftSetup
-    data: Batches
+    data: Source
     folder: str
+    checkpoints: FitCheckpoints
 
 
 def run_sft(context: RunContext, stage: SftStage) -> None:
@@ -123,7 +157,8 @@ def run_sft(context: RunContext, stage: SftStage) -> None:
         return
     with written_aside(target) as folder:
         context.template().save_tokenizer(folder)
-        _fit(context, stage, SftJob(_setup(context, stage, num_steps), data, str(folder)))
+        checkpoints = FitCheckpoints.of(context, stage.name, data.fingerprints(), beside={"policy": folder})
+        _fit(context, stage, SftJob(_setup(context, stage, num_steps), data, str(folder), checkpoints))
         if cached:
             with written_aside(cached) as copy:
                 shutil.copytree(folder, copy)
@@ -133,8 +168,7 @@ def fit(job: SftJob, report: Callable[[Any], None]) -> None:
     """One rank's work, to its end."""
     engine, tally = SftEngine(job.setup), Tally()
     with last_good_kept(lambda: engine.save(job.folder)):
-        for batch in islice(job.data.batches(tally), job.setup.total_steps):
-            report(engine.fit(batch))
+        job.checkpoints.steps(engine, job.data.batches(tally), job.setup.total_steps, report)
     engine.save(job.folder)
     if tally:
         report(tally)
@@ -147,7 +181,7 @@ def _source(context: RunContext, stage: SftStage) -> DataSource:
     return source
 
 
-def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Batches, int]:
+def _data(context: RunContext, stage: SftStage, source: DataSource) -> tuple[Source, int]:
     """Where batches come from, and how many optimiser steps there are."""
     if source.streaming:
         if is_sample_file(Path(context.locate(source.path))):
@@ -192,8 +226,9 @@ def _start(context: RunContext, stage: SftStage) -> str | None:
 def _fit(context: RunContext, stage: SftStage, job: SftJob) -> None:
     if context.config.placement.colocate:
         context.close_sampler()  # Ray Train takes the GPUs
-    done = 0
+    done = job.checkpoints.done
     with context.progress.stage(stage.name, total=job.setup.total_steps) as bar:
+        bar.update(advance=done)
 
         def on_report(metrics: Metrics | Tally) -> None:
             nonlocal done

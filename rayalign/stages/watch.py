@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -55,7 +56,20 @@ class Watch:
         self._round = self._step = 0
         self._probe = _probe(groups.demonstrations, stage.probe_size)
 
-    def check_canary(self) -> None:
+    @property
+    def step(self) -> int:
+        """How many steps were logged."""
+        return self._step
+
+    def state(self) -> dict[str, Any]:
+        """Plain values; `restore` goes on from here."""
+        return {"round": self._round, "step": self._step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state` was taken."""
+        self._round, self._step = state["round"], state["step"]
+
+    def check_canary(self, *, log: bool = True) -> None:
         """Compares log-probs of sampler and policy on a few fresh samples. Raises SyncError above the tolerance."""
         rollout, prompts = self._sampled.rollout, self._sampled.prompts
         if rollout is None:
@@ -65,7 +79,9 @@ class Watch:
         sampling = self._stage.sampling.model_copy(update={"max_new_tokens": length})
         rollouts = rollout.generate(prompts, sampling, num_per_prompt=1, seed=self._step)
         found = values(self._sampled.policy.mismatch(rollouts))
-        self._context.tracker.log(self._stage.name, self._round, self._step, {f"canary/{k}": v for k, v in found.items()})
+        if log:
+            measured = {f"canary/{k}": v for k, v in found.items()}
+            self._context.tracker.log(self._stage.name, self._round, self._step, measured)
         tolerance = self._stage.canary_tolerance or TOLERANCE[self._context.config.model.dtype]
         if not found["mismatch_mean"] <= tolerance:
             raise SyncError(
@@ -80,16 +96,19 @@ class Watch:
         self._context.tracker.log(self._stage.name, round_number, self._step, metrics)
         self._step += 1
 
-    def log_health(self, round_number: int) -> None:
-        """What the policy is worth on demonstrations that it has not seen."""
-        if len(self._probe):
-            self._log_health(round_number, self._health(self._probe_samples()))
+    def log_health(self, round_number: int) -> Metrics:
+        """What the policy is worth on demonstrations that it has not seen; also given back, under their logged names."""
+        if not len(self._probe):
+            return {}
+        return self._log_health(round_number, self._health(self._probe_samples()))
 
     def _health(self, agent: Sequences | None) -> Metrics:
         return self._policy_health(agent)
 
-    def _log_health(self, round_number: int, metrics: Metrics) -> None:
-        self._context.tracker.log(self._stage.name, round_number, self._step, prefixed(metrics, "health"))
+    def _log_health(self, round_number: int, metrics: Metrics) -> Metrics:
+        named = prefixed(metrics, "health")
+        self._context.tracker.log(self._stage.name, round_number, self._step, named)
+        return named
 
     def _probe_samples(self) -> Sequences | None:
         if self._sampled.rollout is None:
@@ -123,6 +142,17 @@ class LoopWatch(Watch):
         self.clock = Clock()
         self._busy_s = {workers.role: 0.0 for workers in self._workers()}
         self._last_probe_scores: np.ndarray | None = None
+
+    def state(self) -> dict[str, Any]:
+        """As Watch, with what the next round's drift is measured from."""
+        last = self._last_probe_scores
+        return super().state() | {"probe_scores": None if last is None else last.tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state` was taken."""
+        super().restore(state)
+        last = state["probe_scores"]
+        self._last_probe_scores = None if last is None else np.array(last, dtype=np.float32)
 
     def log_round(self, round_number: int, metrics: Metrics) -> None:
         """The reward's learning of one round, which has begun with it."""

@@ -58,10 +58,14 @@ class CheckpointStore:
 
     def begin(self, step: int) -> Path:
         """An empty folder to write the checkpoint of `step` into; `commit` makes it one."""
-        part = self.folder / f".{step:08d}.part"
+        part = self.part(step)
         remove(part)
         (part / STATE).mkdir(parents=True)
         return part
+
+    def part(self, step: int) -> Path:
+        """Where the checkpoint of `step` is written."""
+        return self.folder / f".{step:08d}.part"
 
     def commit(self, part: Path, manifest: Mapping[str, Any], files: Files) -> Checkpoint:
         """Makes what was written a checkpoint, in the place of one of the same step, and removes those past `keep`.

@@ -67,6 +67,23 @@ class JsonlSink:
         except OSError as error:
             raise self._fault(error) from None
 
+    def keep(self, stage: str, num: int) -> None:
+        """Rewrites the file without what a stage logged after its first `num` records."""
+        seen = 0
+        aside = self._path.with_name(f".{self._path.name}.part")
+        try:
+            with self._path.open(encoding="utf-8") as old, aside.open("w", encoding="utf-8") as new:
+                for line in old:
+                    own = json.loads(line)["stage"] == stage
+                    seen += own
+                    if not own or seen <= num:
+                        new.write(line)
+            self._file.close()
+            aside.replace(self._path)
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise self._fault(error) from None
+
     def close(self, failed: bool = False) -> None:
         self._file.close()
 

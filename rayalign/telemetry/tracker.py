@@ -28,8 +28,8 @@ class Tracker:
 
     Every record is {"stage", "round", "step", "global_step", "time_s", NAME: value, ...}. `step` is the
     stage's own count; `global_step` goes on from stage to stage, and is the axis of TensorBoard and the
-    trackers. In a folder that has records already both counts and the time go on: a resumed stage keeps its
-    place, and a step that it repeats is found twice in metrics.jsonl, where the later line holds.
+    trackers. In a folder that has records already both counts and the time go on. A stage that is resumed keeps the
+    records up to its checkpoint (`keep`), so that metrics.jsonl has every step once.
 
     Example:
         with Tracker(run_folder, config.telemetry, config.name, resolved) as tracker:
@@ -45,6 +45,7 @@ class Tracker:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bases: dict[str, int] = {}  # global step at which a stage began
+        self._counts: dict[str, int] = {}  # records of each stage
         self._last_step = 0
         self._sinks: list[Sink] = []
         self._folder = folder
@@ -78,7 +79,26 @@ class Tracker:
             record[name] = _number(metric)
         for sink in self._sinks:
             sink.log(record, global_step)
+        self._counts[stage] = self.count(stage) + 1
         return record
+
+    def count(self, stage: str) -> int:
+        """How many records a stage has."""
+        return self._counts.get(stage, 0)
+
+    def records(self, stage: str) -> list[dict[str, Any]]:
+        """What a stage has logged, oldest first."""
+        return [record for record in read_jsonl(self._folder / "metrics.jsonl") if record["stage"] == stage]
+
+    def keep(self, stage: str, num: int) -> None:
+        """Forgets what a stage logged after its first `num` records: it goes on from there, and logs the rest again."""
+        if self.count(stage) == num:
+            return
+        jsonl = self._sinks[0]
+        assert isinstance(jsonl, JsonlSink)
+        jsonl.keep(stage, num)
+        self._bases, self._counts, self._last_step = {}, {}, 0
+        self._recall()
 
     def close(self, failed: bool = False) -> None:
         """Closes every sink, also when one of them fails to."""
@@ -108,6 +128,7 @@ class Tracker:
         for record in read_jsonl(self._folder / "metrics.jsonl"):
             self._bases[record["stage"]] = record["global_step"] - record["step"]
             self._last_step = max(self._last_step, record["global_step"])
+            self._counts[record["stage"]] = self.count(record["stage"]) + 1
             time_s = max(time_s, record["time_s"])
         return time_s
 

@@ -80,6 +80,8 @@ class VllmSampler:
         replicas changes a sample. Rows come out prompt by prompt.
         """
         started = time.perf_counter()
+        # What was asked before must not decide how a prompt is computed: a resumed run has asked for less.
+        self._llm.reset_prefix_cache()
         outputs = self._llm.generate(
             [self._request(tokens) for tokens in prompts.tokens],
             [self._params(sampling, num_per_prompt, seed, int(i)) for i in prompts.prompt_ids],

@@ -1,0 +1,205 @@
+"""Saving a loop while it runs, and going on from what was saved; `fit_checkpoints` does so for what ranks run by themselves.
+
+A checkpoint is begun (every worker copies its state to host memory), written while the stage goes on, and committed when
+all have written. What it holds of the loop itself is a few plain values; see `rayalign.storage.checkpoints`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayalign import __version__
+from rayalign.config.checkpoints import CheckpointConfig
+from rayalign.errors import Stopped, UserError
+from rayalign.ports import Workers
+from rayalign.stages.context import RunContext
+from rayalign.storage.checkpoints import Checkpoint, CheckpointStore, Files
+from rayalign.telemetry.metrics import Metric
+
+Values = Mapping[str, Any]
+
+
+@dataclass
+class Schedule:
+    """When a checkpoint is due: by steps, or by the seconds since the last one."""
+
+    config: CheckpointConfig
+    _last_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.saved()
+
+    def due(self, step: int) -> bool:
+        """Whether `step`, which is done, is one to save."""
+        config = self.config
+        by_steps = config.every_steps is not None and step % config.every_steps == 0
+        return by_steps or (config.every_s is not None and time.monotonic() - self._last_s >= config.every_s)
+
+    def saved(self) -> None:
+        """The time runs anew."""
+        self._last_s = time.monotonic()
+
+
+def checkpoint_store(context: RunContext, stage: str) -> CheckpointStore:
+    """The checkpoints of a stage of this run."""
+    return CheckpointStore(context.folder / "checkpoints" / stage, keep=context.config.checkpoints.keep)
+
+
+def find_checkpoint(context: RunContext, stage: str, data: Mapping[str, str]) -> Checkpoint | None:
+    """What an interrupted stage goes on from, with the metrics cut back to it; None where it begins.
+
+    Raises UserError where settings or data are no longer what they were, unless `resume` is `changed`.
+    """
+    store, resume = checkpoint_store(context, stage), context.config.resume
+    if resume == "anew" and not context.restarted:
+        store.clear()
+    found = store.newest(context.progress.say)
+    if found is not None and resume != "changed":
+        _check_same(stage, found, plain_values(context.settings), data)
+    context.tracker.keep(stage, found.manifest["records"] if found else 0)
+    if found is not None:
+        context.progress.say(f"{stage}: goes on after step {found.step}, from {found.folder}")
+    return found
+
+
+def manifest_of(context: RunContext, stage: str, data: Mapping[str, str]) -> dict[str, Any]:
+    """What every checkpoint of a stage says of where it comes from."""
+    return {"stage": stage, "rayalign": __version__, "settings": plain_values(context.settings), "data": dict(data)}
+
+
+class LoopCheckpoints:
+    """The checkpoints of a loop, written by its groups at the controller's word.
+
+    Args:
+        groups: the workers that have something to save, by role.
+        data: fingerprints of what is learned from, by name.
+    """
+
+    def __init__(
+        self, context: RunContext, stage: str, groups: Mapping[str, Workers[Any]], data: Mapping[str, str]
+    ) -> None:
+        self._context, self._stage, self._groups, self._data = context, stage, groups, data
+        self._store = checkpoint_store(context, stage)
+        self._schedule = Schedule(context.config.checkpoints)
+        self._begun: tuple[Path, dict[str, Any]] | None = None
+        self._newest_metrics: dict[str, float] = {}
+
+    def resume(self) -> Values | None:
+        """The loop's own values of the newest checkpoint, once all workers have taken theirs; None at a beginning."""
+        found = find_checkpoint(self._context, self._stage, self._data)
+        if found is None:
+            return None
+        world = {role: len(workers) for role, workers in self._groups.items()}
+        if world != found.manifest["world"]:
+            self._context.progress.say(
+                f"{self._stage}: saved by {found.manifest['world']} workers, taken up by {world}: sums over ranks are "
+                "rounded otherwise, so numbers agree to rounding and not bit by bit"
+            )
+        for role, workers in self._groups.items():
+            _on_all(workers, _load_state, (str(found.folder),), f"load the {role}'s checkpoint")
+        return found.manifest["loop"]
+
+    def note(self, metrics: Mapping[str, Metric | float]) -> None:
+        """Takes up what was measured, for `checkpoints.best`."""
+        best = self._context.config.checkpoints.best
+        if best is not None and best in metrics:
+            found = metrics[best]
+            self._newest_metrics[best] = float(found.value() if isinstance(found, Metric) else found)
+
+    def after_step(self, step: int, loop: Callable[[], Values]) -> None:
+        """Commits what has been written, and begins the next where it is due. `loop()` gives the loop's own values."""
+        self._commit(wait=False)
+        if self._context.stopping or self._schedule.due(step):
+            self._begin(step, loop())
+        if self._context.stopping:
+            self._commit(wait=True)
+            raise Stopped(f"stage {self._stage} was asked to stop, and is saved after step {step}")
+
+    def finish(self) -> None:
+        """Waits for what is being written."""
+        self._commit(wait=True)
+
+    def _begin(self, step: int, loop: Values) -> None:
+        self._commit(wait=True)
+        part = self._store.begin(step)
+        for role in self._groups:
+            self._context.template().save_tokenizer(part / role)
+        best = self._context.config.checkpoints.best
+        manifest = manifest_of(self._context, self._stage, self._data) | {
+            "step": step,
+            "score": self._newest_metrics.get(best) if best else None,
+            "records": self._context.tracker.count(self._stage),
+            "world": {role: len(workers) for role, workers in self._groups.items()},
+            "loop": plain_values(loop),
+        }
+        for role, workers in self._groups.items():
+            _on_all(workers, _save_state, (str(part),), f"save the {role}'s checkpoint")
+        self._begun = part, manifest
+        self._schedule.saved()
+
+    def _commit(self, *, wait: bool) -> None:
+        if self._begun is None:
+            return
+        part, manifest = self._begun
+        files: Files = {}
+        for workers in self._groups.values():
+            for found in _on_all(workers, _state_files, (wait,), "write a checkpoint"):
+                if found is None:
+                    return
+                files |= found
+        self._store.commit(part, manifest, files)
+        self._begun = None
+
+
+def _check_same(stage: str, found: Checkpoint, settings: Values, data: Mapping[str, str]) -> None:
+    before = {**found.manifest["settings"], **{f"content of {k}": v for k, v in found.manifest["data"].items()}}
+    now = {**settings, **{f"content of {k}": v for k, v in data.items()}}
+    changed = [f"{key.removeprefix('run.')} {told}" for key, told in differences(before, now)]
+    if changed:
+        raise UserError(
+            f"{found.folder}: stage {stage} was interrupted with another {'; '.join(changed)}. Set resume=changed to go on "
+            "nevertheless, resume=anew to begin the stage again, or name= for a new run"
+        )
+
+
+def differences(before: Values, now: Values) -> list[tuple[str, str]]:
+    """(key, "(OLD, now NEW)") of what is not the same, sorted; nested settings by their innermost key."""
+    found: list[tuple[str, str]] = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += [(f"{key}.{inner}", told) for inner, told in differences(old, new)]
+        elif old != new:
+            found.append((key, f"({_short(old)}, now {_short(new)})"))
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def plain_values(values: Any) -> Any:
+    """As it comes back from a JSON file."""
+    return json.loads(json.dumps(values))
+
+
+def _on_all(workers: Workers[Any], method: Any, arguments: tuple[Any, ...], phase: str) -> list[Any]:
+    return workers.submit(method, [arguments] * len(workers), phase=phase).result()
+
+
+def _save_state(worker: Any, folder: str) -> None:
+    worker.save_state(folder)
+
+
+def _state_files(worker: Any, wait: bool) -> Files | None:
+    return worker.state_files(wait)
+
+
+def _load_state(worker: Any, folder: str) -> None:
+    worker.load_state(folder)

@@ -1,0 +1,118 @@
+"""A run that is stopped again and again ends with the numbers of one that was not: every metric of every step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayalign.config.load import parse_config
+from rayalign.errors import DataError, Stopped, UserError
+from rayalign.run import run
+from tests.conftest import HUNG_S
+
+pytestmark = pytest.mark.own_process
+MEASURED = ("time/", "idle_frac/", "tokens_per_s/", "time_s", "update_s")  # of the clock, not of the run
+STOP_AFTER = (4, 3, 3, 5, 4, 3, 3, 4, 5, 4, 3, 4, 4, 3, 5, 3, 4)  # records between one stop and the next
+
+
+def config_of(values: dict[str, Any], base: str, name: str, **keys: Any) -> Any:
+    """SFT, RFT with PPO's critic and replay, IRFT, IRFT on policy, DFT, AVA, a fitted reward and AIHF, some steps each."""
+    sampling = {"max_new_tokens": 26}
+    world = {s["name"]: s for s in values["stages"]}["sft"]
+    start = world["policy"]
+    reward = {"init": base, "pooling": "mean", "steps": 3, "batch_size": 8, "num_per_prompt": 1, "num_prompts": 16}
+    improve = {"steps": 3, "prompts_per_step": 4, "samples_per_prompt": 2, "kl_coef": 0.1}
+    loop = {"sampling": sampling, "probe_size": 4, "canary_every": 2, "rounds": 2}
+    implicit = {"kind": "implicit", "policy": base, "batch_size": 16, "max_steps": 3, "rounds": 2, "probe_size": 4}
+    implicit |= {"sampling": sampling, "optimizer": {"learning_rate": 1e-4}}
+    rft = {
+        "kind": "irl",
+        "name": "rft",
+        "policy": base,
+        "reward": {**reward, "start": "fresh", "replay": "cumulative", "normalise": "samples"},
+        "improve": {**improve, "advantage": "gae", "critic": {}, "reference": "round", "minibatches": 2, "epochs": 2},
+        **loop,
+    }
+    aihf = {
+        "kind": "irl",
+        "name": "aihf",
+        "policy": base,
+        "reward": {**reward, "preference_weight": 1.0},
+        "improve": improve,
+        **loop,
+    }
+    stages = [
+        {"kind": "sft", "name": "sft", "policy": start, "max_steps": 5, "batch_size": 16},
+        {"kind": "fit_reward", "name": "fit", "init": base, "max_steps": 4, "batch_size": 8},
+        {"kind": "ava", "name": "ava", "variant": "preferences", "init": base, "max_steps": 4, "batch_size": 8},
+        rft,
+        {**implicit, "name": "irft", "keep_previous": True},
+        {**implicit, "name": "on_policy", "on_policy": True, "rounds": 1},
+        {**implicit, "name": "dft", "rounds": 1, "demonstrations": {"loss": "dft", "num_per_prompt": 2}},
+        aihf,
+    ]
+    data = {**values["data"], "preferences": {"path": f"{Path(start).parents[1]}/world/preferences.jsonl"}}
+    checkpoints = {"every_s": None, "every_steps": 1}
+    placement = {"backend": "inprocess"}
+    config = {**values, "name": name, "data": data, "placement": placement, "checkpoints": checkpoints, "stages": stages}
+    return parse_config({**config, **keys})
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """All that was logged, without what depends on the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith(MEASURED) and not key.startswith(MEASURED)} for row in rows]
+
+
+def stop_after(folder: Path, num: int) -> None:
+    """Sends this process SIGTERM once the run has logged `num` more records; as a scheduler would, from outside."""
+    file, end = folder / "metrics.jsonl", time.monotonic() + HUNG_S
+
+    def lines() -> int:
+        return file.read_text().count("\n") if file.exists() else 0
+
+    target = lines() + num
+
+    def watch() -> None:
+        while time.monotonic() < end and lines() < target:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.fixture
+def base(loop_values: dict[str, Any]) -> str:
+    """The small base model's folder."""
+    return next(s for s in loop_values["stages"] if s["name"] == "rft")["reward"]["init"]
+
+
+def test_an_interrupted_run_has_the_numbers_of_an_uninterrupted_one(loop_values, base, tmp_path):
+    whole = run(config_of(loop_values, base, "whole"))
+    config, stops = config_of(loop_values, base, "stopped"), 0
+    for num in (*STOP_AFTER, None):
+        previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a stop that comes after the end is nobody's
+        try:
+            if num is not None:
+                stop_after(tmp_path / "stopped", num)
+            with contextlib.suppress(Stopped):
+                run(config)
+                break
+            stops += 1
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    assert stops >= 10, f"the run was stopped {stops} times only"
+    before, after = numbers(whole), numbers(tmp_path / "stopped")
+    assert [(r["stage"], r["step"]) for r in after] == [(r["stage"], r["step"]) for r in before]
+    for wanted, found in zip(before, after, strict=True):
+        assert found == wanted
+    for report in ("ava/report.json", "fit/report.json"):
+        assert (whole / report).read_text() == (tmp_path / "stopped" / report).read_text()
