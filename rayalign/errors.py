@@ -32,6 +32,10 @@ class CallFailed(RayalignError):
     """A call to an actor failed, died or ran out of time; the message names actor, phase and version."""
 
 
+class WorkerLost(CallFailed):
+    """A worker died or did not answer by its deadline; its stage goes on from the last checkpoint, if it may."""
+
+
 class SyncError(RayalignError):
     """A weight sync delivered nothing, stale or wrong weights; nothing sampled with them is used."""
 

@@ -259,7 +259,10 @@ class Pending(Protocol[R]):
     """Calls under way on the workers of a group."""
 
     def result(self) -> list[R]:
-        """One value a worker, in worker order. Raises CallFailed when one failed, died or passed its deadline."""
+        """One value a worker, in worker order. Raises CallFailed when one failed; WorkerLost when it died or is late."""
+
+    def survivors(self) -> list[R | None]:
+        """After WorkerLost: one value a worker, None where there will be none."""
 
 
 class Workers(Protocol[W]):
@@ -271,8 +274,21 @@ class Workers(Protocol[W]):
     def __len__(self) -> int:
         """How many there are."""
 
-    def submit(self, method: Callable[..., R], arguments: Sequence[tuple[Any, ...]], *, phase: str) -> Pending[R]:
-        """Calls `method(worker, *arguments[i])` on worker i. Stored values among the arguments arrive as themselves."""
+    def submit(
+        self,
+        method: Callable[..., R],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        phase: str,
+        only: Sequence[int] | None = None,
+    ) -> Pending[R]:
+        """Calls `method(worker, *arguments[i])` on worker i, or on worker only[i].
+
+        Stored values among the arguments arrive as themselves.
+        """
+
+    def replace(self, workers: Sequence[int]) -> None:
+        """Builds new workers in the places of these, which are dead or hang; they begin as at the start."""
 
     def fetch(self, stored: Stored[R]) -> R:
         """Brings a stored value to the caller."""

@@ -20,7 +20,7 @@ from rayalign.config.hazards import hazards
 from rayalign.config.load import dump_config
 from rayalign.config.run import RunConfig
 from rayalign.config.stages import Stage
-from rayalign.errors import Diverged, Stopped, UserError, is_disk_full
+from rayalign.errors import Diverged, Stopped, UserError, WorkerLost, is_disk_full
 from rayalign.own_code import identify
 from rayalign.ports import Fleet
 from rayalign.preflight.check import check_run, needs_of
@@ -166,11 +166,11 @@ def _run_stages(
         return
     run_stage = runners()
     with progress.stage("placing the groups"):
-        fleet = _start_fleet(config)
+        fleet = _start_fleet(config, folder)
     context = RunContext(config, folder, fleet, components, tracker, progress)
     try:
         for stage in pending:
-            context.settings = _settings(config, stage, own)
+            context.settings, context.restarted = _settings(config, stage, own), False
             _run_stage(run_stage[stage.kind], context, stage)
             write_json(folder / stage.name / DONE, context.settings)
             checkpoint_store(context, stage.name).drop_states()
@@ -182,7 +182,31 @@ def _run_stages(
 
 
 def _run_stage(runner: Callable[[RunContext, Any], None], context: RunContext, stage: Stage) -> None:
-    """Raises Diverged with the place of the last good models, where numbers were not finite."""
+    """Runs a stage, again and again where workers are lost, up to placement.max_restarts.
+
+    Raises Diverged with the place of the last good models, where numbers were not finite.
+    """
+    left = context.config.placement.max_restarts
+    while True:
+        try:
+            _run_once(runner, context, stage)
+            return
+        except WorkerLost as loss:
+            context.close_sampler()
+            if not left:
+                raise WorkerLost(
+                    f"stage {stage.name}: {loss}. It was started again {context.config.placement.max_restarts} times "
+                    "(placement.max_restarts); the same command goes on from the last checkpoint"
+                ) from loss
+            left -= 1
+            context.restarted = True
+            context.progress.say(
+                f"warning: stage {stage.name}: {loss}; its groups start again, and it goes on from its last checkpoint "
+                f"({left} more restarts allowed)"
+            )
+
+
+def _run_once(runner: Callable[[RunContext, Any], None], context: RunContext, stage: Stage) -> None:
     try:
         runner(context, stage)
     except Diverged as error:
@@ -191,12 +215,17 @@ def _run_stage(runner: Callable[[RunContext, Any], None], context: RunContext, s
         raise Diverged(f"stage {stage.name}: {error}" + (f". Saved: {kept}" if kept else "")) from error
 
 
-def _start_fleet(config: RunConfig) -> Fleet:
+def _start_fleet(config: RunConfig, folder: Path) -> Fleet:
     from rayalign.actors.fleet import LocalFleet, RayFleet
 
     if config.placement.backend == "inprocess":
         return LocalFleet(config.placement)
-    return RayFleet(config.placement, max_staleness=config.max_staleness, actor_logs=config.telemetry.actor_logs)
+    return RayFleet(
+        config.placement,
+        max_staleness=config.max_staleness,
+        actor_logs=config.telemetry.actor_logs,
+        stacks=str(folder / "stacks"),
+    )
 
 
 def _make_folder(folder: Path) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from rayalign.errors import CallFailed, RayalignError, UserError, is_disk_full
+from rayalign.errors import CallFailed, RayalignError, UserError, WorkerLost, is_disk_full
 
 
 def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> list[Any]:
-    """The values of `refs`. Raises CallFailed, naming `what`, when one is lost, failed or late."""
+    """The values of `refs`. Raises CallFailed, naming `what`, when one failed, and WorkerLost when one is lost or late."""
     try:
         return ray.get(list(refs), timeout=deadline_s)
     except GetTimeoutError:
-        raise CallFailed(f"{what}: no answer within {deadline_s:g} s (placement.deadlines)") from None
+        raise WorkerLost(f"{what}: no answer within {deadline_s:g} s (placement.deadlines)") from None
     except RayError as error:
         raise failure(error, what) from error
 
@@ -32,7 +32,14 @@ def failure(error: BaseException, what: str) -> RayalignError:
         return UserError(f"{what}: the disk is full ({_first_line(cause)}); free some space and run again")
     if cause is not None:
         return CallFailed(f"{what}: {type(cause).__name__}: {_first_line(cause)}")
-    return CallFailed(f"{what}: the worker died ({_first_line(error)})")
+    return WorkerLost(f"{what}: the worker died ({_first_line(error)})")
+
+
+def is_dead(actor: Any) -> bool:
+    """Whether Ray knows that an actor has ended. Asks its control service, not the actor, which may be busy."""
+    from ray._private.state import state
+
+    return state.actor_table(actor._actor_id.hex()).get("State") == "DEAD"
 
 
 def _first_line(error: BaseException) -> str:

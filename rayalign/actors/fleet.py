@@ -25,8 +25,16 @@ class RayFleet:
     Raises PlacementError before any actor starts when the cluster has no room for all three.
     """
 
-    def __init__(self, placement: PlacementConfig, *, max_staleness: int = 0, actor_logs: bool = False) -> None:
-        self._placement = placement
+    def __init__(
+        self,
+        placement: PlacementConfig,
+        *,
+        max_staleness: int = 0,
+        actor_logs: bool = False,
+        stacks: str | None = None,
+    ) -> None:
+        self._placement, self._stacks = placement, stacks
+        self._groups: list[RayWorkers] = []
         self._shared: PlacementGroup | None = None
         self._started_ray = False
         self.plan = make_plan(placement, max_staleness=max_staleness)
@@ -54,7 +62,14 @@ class RayFleet:
         """Places a group's actors and builds worker i from setups[i]; all build at the same time."""
         if self.plan.colocated and self._shared is None:
             self._shared = _shared_bundles(self.plan, self._placement)
-        workers = RayWorkers(self.plan.groups[role], self._placement.deadlines, bundles=self._shared)
+        workers = RayWorkers(
+            self.plan.groups[role],
+            self._placement.deadlines,
+            bundles=self._shared,
+            lost=self._lost,
+            stacks=self._stacks,
+        )
+        self._groups = [group for group in self._groups if not group.closed] + [workers]
         try:
             if role != "rollout":
                 workers.join_ranks()
@@ -77,6 +92,10 @@ class RayFleet:
         """Runs `loop` on every rank with Ray Train's TorchTrainer, on GPUs that no group holds meanwhile."""
         self._free_shared()
         run_ray_train(loop, setup, self.plan.groups["policy"], self._placement.deadlines, on_report)
+
+    def _lost(self) -> list[str]:
+        """The dead workers of all groups that are open."""
+        return [name for group in self._groups if not group.closed for name in group.lost()]
 
     def close(self) -> None:
         """Gives back what was reserved, and ends a Ray that was started here."""

@@ -23,6 +23,10 @@ class Done(Generic[R]):
         """The value, in a list of one."""
         return self.values
 
+    def survivors(self) -> list[R | None]:
+        """The same: nobody is lost without this process."""
+        return list(self.values)
+
 
 class LocalWorkers:
     """One engine, called at once; errors come out as they are."""
@@ -40,12 +44,23 @@ class LocalWorkers:
         self.engine = factory(*arguments[0])
         return Done([None])
 
-    def submit(self, method: Callable[..., R], arguments: Sequence[tuple[Any, ...]], *, phase: str) -> Done[R]:
+    def submit(
+        self,
+        method: Callable[..., R],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        phase: str,
+        only: Sequence[int] | None = None,
+    ) -> Done[R]:
         """Calls `method(engine, *arguments[0])`."""
         started = time.perf_counter()
         result = method(self.engine, *[resolve(a, _same) for a in arguments[0]])
         self.busy_s += time.perf_counter() - started
         return Done([keep(result, _same)])
+
+    def replace(self, workers: Sequence[int]) -> None:
+        """Never asked for: a worker is lost only with this process."""
+        raise NotImplementedError
 
     def fetch(self, stored: Stored[R]) -> R:
         """The value itself."""

@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -14,14 +15,16 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayalign.actors import worker as shell
-from rayalign.actors.deadline import failure, fetch
+from rayalign.actors.deadline import failure, fetch, is_dead
 from rayalign.actors.plan import GroupPlan
+from rayalign.actors.stacks import dump_stacks
 from rayalign.actors.worker import EngineWorker, Reply
 from rayalign.config.placement import DeadlineConfig
-from rayalign.errors import CallFailed, Diverged, PlacementError
+from rayalign.errors import Diverged, PlacementError, RayalignError, UserError, WorkerLost
 from rayalign.types import Stored
 
 R = TypeVar("R")
+DEATH_HEARD_S = 3.0  # for Ray to hear that a process has ended
 
 
 class RayWorkers:
@@ -30,14 +33,27 @@ class RayWorkers:
     Args:
         plan: how many, and with what.
         bundles: the placement group to use, for colocation; one is made (and removed) if None.
+        lost: names of the dead workers of all groups of the run, that a failure here may be owed to; this group's if None.
+        stacks: a folder for what workers were doing when a call passed its deadline.
     """
 
-    def __init__(self, plan: GroupPlan, deadlines: DeadlineConfig, *, bundles: PlacementGroup | None = None) -> None:
+    def __init__(
+        self,
+        plan: GroupPlan,
+        deadlines: DeadlineConfig,
+        *,
+        bundles: PlacementGroup | None = None,
+        lost: Callable[[], list[str]] | None = None,
+        stacks: str | None = None,
+    ) -> None:
         self.role = plan.role
         self._plan, self._deadlines = plan, deadlines
         self._owned = bundles is None
         self._tags = itertools.count()
         self.busy_s = 0.0
+        self.closed = False
+        self._find_lost, self._stacks = lost or self.lost, stacks
+        self._built: tuple[Callable[..., Any], Sequence[tuple[Any, ...]]] | None = None
         self._bundles = bundles or reserve(plan, deadlines)
         try:
             self.actors = [self._start(index) for index in range(plan.num_workers)]
@@ -47,6 +63,7 @@ class RayWorkers:
         # The manager logs whole remote tracebacks; what a person needs of them is in the error that is raised.
         logging.getLogger(FaultTolerantActorManager.__module__).setLevel(logging.CRITICAL)
         self._manager = FaultTolerantActorManager(self.actors, max_remote_requests_in_flight_per_actor=16)
+        self._ids = list(range(plan.num_workers))  # the manager's, of each worker
 
     def __len__(self) -> int:
         return self._plan.num_workers
@@ -82,14 +99,48 @@ class RayWorkers:
 
     def build(self, factory: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> _Calls[None]:
         """Starts making each worker's engine with `factory(*arguments[i])`."""
+        self._built = factory, arguments
         kwargs = [{"factory": factory, "arguments": a} for a in arguments]
         return self._submit(shell.build, kwargs, phase="start", deadline_s=self._deadlines.start_s)
 
-    def submit(self, method: Callable[..., R], arguments: Sequence[tuple[Any, ...]], *, phase: str) -> _Calls[R]:
-        """Calls `method(engine, *arguments[i])` on worker i; fewer arguments than workers call the first ones."""
-        kwargs = [{"method": method, "arguments": a} for a in arguments]
+    def submit(
+        self,
+        method: Callable[..., R],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        phase: str,
+        only: Sequence[int] | None = None,
+    ) -> _Calls[R]:
+        """Calls `method(engine, *arguments[i])` on worker i; fewer arguments than workers call the first ones.
+
+        `only` names the workers that the arguments are for, in its order.
+        """
         deadline_s = self._deadlines.sync_s if phase.startswith("sync") else self._deadlines.call_s
-        return self._submit(shell.call, kwargs, phase=phase, deadline_s=deadline_s)
+        stacks = (self._stacks, deadline_s) if self._stacks else None
+        kwargs = [{"method": method, "arguments": a, "stacks": stacks} for a in arguments]
+        actors = list(only) if only is not None else None
+        return self._submit(shell.call, kwargs, phase=phase, deadline_s=deadline_s, actors=actors)
+
+    def lost(self) -> list[str]:
+        """Names of the workers of this group that are dead."""
+        return [f"{self.role}-{i}" for i, actor in enumerate(self.actors) if is_dead(actor)]
+
+    def replace(self, workers: Sequence[int]) -> None:
+        """Ends workers, dead or hung, and builds new ones in their places, from what they were built from."""
+        assert self._built is not None
+        for index in workers:
+            ray.kill(self.actors[index])
+            self._manager.remove_actor(self._ids[index])
+            self.actors[index] = self._start(index)
+            before = set(self._manager.actor_ids())
+            self._manager.add_actors([self.actors[index]])
+            (self._ids[index],) = set(self._manager.actor_ids()) - before
+        factory, arguments = self._built
+        kwargs = [{"factory": factory, "arguments": arguments[i]} for i in workers]
+        started = self._submit(
+            shell.build, kwargs, phase="start", deadline_s=self._deadlines.start_s, actors=list(workers)
+        )
+        started.result()
 
     def fetch(self, stored: Stored[R]) -> R:
         """Brings a stored value here."""
@@ -97,6 +148,7 @@ class RayWorkers:
 
     def close(self) -> None:
         """Ends the actors and gives their resources back."""
+        self.closed = True
         for actor in self.actors:
             ray.kill(actor)
         self._give_back()
@@ -131,54 +183,91 @@ class RayWorkers:
         deadline_s: float,
         actors: list[int] | None = None,
     ) -> _Calls[Any]:
-        ids = actors if actors is not None else list(range(len(kwargs)))
+        workers = actors if actors is not None else list(range(len(kwargs)))
+        ids = [self._ids[i] for i in workers]
         tag = f"{phase} #{next(self._tags)}"
         submitted = self._manager.foreach_actor_async([func] * len(ids), tag=tag, kwargs=kwargs, remote_actor_ids=ids)
         if submitted < len(ids):
-            raise CallFailed(f"{self.role}: {len(ids) - submitted} worker(s) are out of service at phase {phase}")
-        return _Calls(self, tag, phase, ids, time.monotonic() + deadline_s, deadline_s)
+            raise WorkerLost(f"{self.role}: {len(ids) - submitted} worker(s) are out of service at phase {phase}")
+        return _Calls(self, tag, phase, dict(zip(ids, workers, strict=True)), time.monotonic() + deadline_s, deadline_s)
+
+    def _told(self, error: RayalignError) -> RayalignError:
+        """An error, or what it is owed to: where a worker has died, others fail for want of it, and say so first."""
+        if isinstance(error, (UserError, WorkerLost)):
+            return error
+        end = time.monotonic() + DEATH_HEARD_S
+        while not (dead := self._find_lost()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return WorkerLost(f"{' and '.join(dead)} died ({error})") if dead else error
 
 
 class _Calls(Generic[R]):
-    """Calls under way; `result` waits for all of them, until the deadline."""
+    """Calls under way; `result` waits for all of them, until the deadline. `ids` maps the manager's ids to workers."""
 
     def __init__(
-        self, workers: RayWorkers, tag: str, phase: str, ids: list[int], due: float, deadline_s: float
+        self, workers: RayWorkers, tag: str, phase: str, ids: dict[int, int], due: float, deadline_s: float
     ) -> None:
         self._workers, self._tag, self._phase, self._ids = workers, tag, phase, ids
         self._due, self._deadline_s = due, deadline_s
+        self._replies: dict[int, Reply] = {}  # by worker
 
     def result(self) -> list[R]:
-        """One value a worker, in order. Raises CallFailed, naming actor and phase.
+        """One value a worker, in order. Raises CallFailed, naming actor and phase; WorkerLost for one dead or late.
 
         Diverged is raised when all have said so: they hold good weights, are still in service, and save next.
         """
-        replies: dict[int, Reply] = {}
         diverged: dict[int, Diverged] = {}
-        while len(replies) + len(diverged) < len(self._ids):
+        while len(self._replies) + len(diverged) < len(self._ids):
             # One that failed is heard at once, not after the others have run into their deadline.
-            left = self._due - time.monotonic()
-            for found in self._workers._manager.fetch_ready_async_reqs(
-                tags=[self._tag], timeout_seconds=max(0.0, min(left, 0.02))
-            ):
-                if found.ok:
-                    replies[found.actor_id] = found.get()
-                    continue
-                error = failure(found.get(), self._name(found.actor_id))
+            for worker, error in self._hear():
                 if not isinstance(error, Diverged):
-                    raise error
-                self._workers._manager.set_actor_state(found.actor_id, healthy=True)
-                diverged[found.actor_id] = error
-            if left <= 0 and len(replies) + len(diverged) < len(self._ids):
-                late = next(i for i in self._ids if i not in replies and i not in diverged)
-                raise CallFailed(f"{self._name(late)}: no answer within {self._deadline_s:g} s (placement.deadlines)")
+                    raise self._workers._told(error)
+                diverged[worker] = error
+            waited_for = [w for w in self._ids.values() if w not in self._replies and w not in diverged]
+            if waited_for and time.monotonic() >= self._due:
+                raise self._late(waited_for[0])
         if diverged:
             raise next(iter(diverged.values()))
-        self._workers.busy_s += sum(r.busy_s for r in replies.values()) / len(replies)
-        return [replies[i].value for i in self._ids]
+        self._workers.busy_s += sum(r.busy_s for r in self._replies.values()) / len(self._replies)
+        return [self._replies[w].value for w in self._ids.values()]
 
-    def _name(self, actor_id: int) -> str:
-        return f"{self._workers.role}-{actor_id}: {self._phase}"
+    def survivors(self) -> list[R | None]:
+        """After WorkerLost: waits for those that live; one value a worker, None where it died, hangs or failed."""
+        gone: set[int] = set()
+        while waited_for := [w for w in self._ids.values() if w not in self._replies and w not in gone]:
+            gone |= {worker for worker, _ in self._hear()}
+            gone |= {w for w in waited_for if is_dead(self._workers.actors[w])}
+            if time.monotonic() >= self._due:
+                break
+        return [self._replies[w].value if w in self._replies else None for w in self._ids.values()]
+
+    def _hear(self) -> list[tuple[int, RayalignError]]:
+        """Takes in the answers that have come; (worker, error) of those that failed."""
+        failed = []
+        left = self._due - time.monotonic()
+        manager = self._workers._manager
+        for found in manager.fetch_ready_async_reqs(tags=[self._tag], timeout_seconds=max(0.0, min(left, 0.02))):
+            worker = self._ids[found.actor_id]
+            if found.ok:
+                self._replies[worker] = found.get()
+                continue
+            error = failure(found.get(), self._name(worker))
+            if isinstance(error, Diverged):
+                manager.set_actor_state(found.actor_id, healthy=True)
+            failed.append((worker, error))
+        return failed
+
+    def _late(self, worker: int) -> WorkerLost:
+        where = ""
+        if self._workers._stacks:
+            dump_stacks(Path(self._workers._stacks), "controller")
+            where = f"; what it did is in {self._workers._stacks}, unless the process was stopped"
+        return WorkerLost(
+            f"{self._name(worker)}: no answer within {self._deadline_s:g} s (placement.deadlines){where}"
+        )
+
+    def _name(self, worker: int) -> str:
+        return f"{self._workers.role}-{worker}: {self._phase}"
 
 
 def reserve(plan: GroupPlan, deadlines: DeadlineConfig) -> PlacementGroup:

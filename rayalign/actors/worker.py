@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import ray
 
 from rayalign.actors.deadline import fetch
+from rayalign.actors.stacks import stacks_if_late
 from rayalign.actors.stored import keep, resolve
 
 FETCH_DEADLINE_S = 300.0  # for tokens and scores that another worker made
@@ -71,12 +73,22 @@ def build(worker: EngineWorker, factory: Callable[..., Any], arguments: tuple[An
     return Reply(None, time.perf_counter() - started)
 
 
-def call(worker: EngineWorker, method: Callable[..., Any], arguments: tuple[Any, ...]) -> Reply:
-    """Calls a method of the engine; rollouts and scores stay in the object store, behind a reference."""
-    values = [resolve(a, _fetched) for a in arguments]
-    started = time.perf_counter()
-    result = method(worker.engine, *values)
-    return Reply(keep(result, ray.put), time.perf_counter() - started)
+def call(
+    worker: EngineWorker,
+    method: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    stacks: tuple[str, float] | None = None,
+) -> Reply:
+    """Calls a method of the engine; rollouts and scores stay in the object store, behind a reference.
+
+    `stacks` is a folder for what this process does when that many seconds have nearly passed.
+    """
+    watched = stacks_if_late(stacks[0], repr(worker), stacks[1]) if stacks else contextlib.nullcontext()
+    with watched:
+        values = [resolve(a, _fetched) for a in arguments]
+        started = time.perf_counter()
+        result = method(worker.engine, *values)
+        return Reply(keep(result, ray.put), time.perf_counter() - started)
 
 
 def _pin_threads() -> None:

@@ -105,11 +105,22 @@ class RunContext:
         if self._sampler is None or shape != self._sampler_shape:
             self.close_sampler()
             with self.progress.stage("starting vLLM"):
-                self._sampler = RolloutGroup(self._start_sampler(path), colocated=self.config.placement.colocate)
+                self._sampler = self._start_rollout_group(path)
             self._sampler_shape = shape
         else:
             self._sampler.load_checkpoint(path)
         return self._sampler
+
+    def _start_rollout_group(self, path: str) -> RolloutGroup:
+        placement = self.config.placement
+        group = RolloutGroup(
+            self._start_sampler(path),
+            colocated=placement.colocate,
+            max_restarts=placement.max_restarts,
+            tell=self.progress.say,
+        )
+        group.renew = lambda: group.load_checkpoint(path)
+        return group
 
     def close_sampler(self) -> None:
         """Ends the warm rollout group."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rayalign.config.stage_base import SamplingConfig
-from rayalign.errors import SyncError
+from rayalign.errors import SyncError, WorkerLost
 from rayalign.ports import Pending, PolicyWorker, RewardWorker, RolloutWorker, Workers
 from rayalign.telemetry.metrics import Metrics
 from rayalign.types import Rollout, Scores, Sequences, Stored, TokenizedPrompts, WeightReport
@@ -24,13 +24,21 @@ class PendingRollouts:
     """Samples being drawn."""
 
     _pending: Pending[Stored[Rollout]]
+    _arguments: list[tuple[Any, ...]]  # of each worker
     _group: RolloutGroup
     _drawn: StoredRollouts | None = None
 
     def result(self) -> StoredRollouts:
-        """One stored rollout a worker, in the order of the prompts; waits the first time."""
+        """One stored rollout a worker, in the order of the prompts; waits the first time.
+
+        The share of a replica that is lost is drawn again by the one that takes its place, so that every prompt is
+        sampled as often as it was asked for.
+        """
         if self._drawn is None:
-            self._drawn = self._pending.result()
+            try:
+                self._drawn = self._pending.result()
+            except WorkerLost as loss:
+                self._drawn = self._group.drawn_again(loss, self._pending.survivors(), self._arguments)
             self._group.sleep()
         return self._drawn
 
@@ -42,9 +50,18 @@ class RolloutGroup:
     needed again, so that the trainers have the GPUs to themselves.
     """
 
-    def __init__(self, workers: Workers[RolloutWorker], *, colocated: bool = False) -> None:
+    def __init__(
+        self,
+        workers: Workers[RolloutWorker],
+        *,
+        colocated: bool = False,
+        max_restarts: int = 0,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.workers = workers
+        self.renew: Callable[[], None] | None = None  # gives all replicas the weights that they should hold
         self._colocated, self._asleep = colocated, False
+        self._restarts_left, self._tell = max_restarts, tell
 
     def submit(
         self, prompts: TokenizedPrompts, sampling: SamplingConfig, *, num_per_prompt: int, seed: int
@@ -53,7 +70,28 @@ class RolloutGroup:
         self.wake_up()
         shares = np.array_split(np.arange(len(prompts)), min(len(self.workers), len(prompts)))
         arguments = [(prompts.take(rows), sampling, num_per_prompt, seed) for rows in shares]
-        return PendingRollouts(self.workers.submit(_generate, arguments, phase="generate"), self)
+        return PendingRollouts(self.workers.submit(_generate, arguments, phase="generate"), arguments, self)
+
+    def drawn_again(
+        self, loss: WorkerLost, drawn: list[Stored[Rollout] | None], arguments: list[tuple[Any, ...]]
+    ) -> StoredRollouts:
+        """Replaces the replicas that drew nothing, gives all the present weights, and draws what is missing.
+
+        Raises `loss` where that was done too often.
+        """
+        missing = [i for i, found in enumerate(drawn) if found is None]
+        if self.renew is None or self._restarts_left < len(missing):
+            raise loss
+        self._restarts_left -= len(missing)
+        left = f"{self._restarts_left} more replicas may be replaced"
+        self._tell(f"warning: {loss}; a new replica takes its place and draws its share ({left})")
+        self.workers.replace(missing)
+        self.renew()
+        lost = [arguments[i] for i in missing]
+        again = self.workers.submit(_generate, lost, phase="generate", only=missing).result()
+        for i, found in zip(missing, again, strict=True):
+            drawn[i] = found
+        return [found for found in drawn if found is not None]
 
     def generate(
         self, prompts: TokenizedPrompts, sampling: SamplingConfig, *, num_per_prompt: int, seed: int
@@ -85,6 +123,7 @@ class RolloutGroup:
 
     def load_checkpoint(self, path: str) -> None:
         """All replicas take the weights of a folder, as version 0."""
+        self.renew = lambda: self.load_checkpoint(path)
         self.wake_up()
         self.workers.submit(_load, [(path,)] * len(self.workers), phase="load a checkpoint").result()
 
@@ -124,8 +163,14 @@ class RewardGroup:
 class TrainedGroup:
     """A policy under training: sends it to the samplers, checking what arrived."""
 
-    def __init__(self, workers: Workers[Any], rollout: RolloutGroup | None) -> None:
-        self.workers = workers
+    def __init__(
+        self, workers: Workers[Any], rollout: RolloutGroup | None, connect: Callable[[], None] | None = None
+    ) -> None:
+        """`connect` joins policy and replicas for the transfer of weights; here, and again where a replica is replaced."""
+        self.workers, self._connect = workers, connect
+        if rollout is not None and connect is not None:
+            connect()
+            rollout.renew = self._renew
         self.version = 0
         self._rollout = rollout
         self._digest = ""
@@ -149,6 +194,11 @@ class TrainedGroup:
         if not sent.digest:
             self._check_moved(report.digest)
         self._digest = report.digest
+
+    def _renew(self) -> None:
+        assert self._connect is not None
+        self._connect()
+        self.sync()
 
     def _check_moved(self, digest: str) -> None:
         """Where the sender makes no checksum, weights that never change are the sign of a sync that delivers nothing.

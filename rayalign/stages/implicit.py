@@ -184,9 +184,11 @@ def _start_groups(context: RunContext, stage: ImplicitStage) -> Iterator[Implici
     with context.progress.stage("starting the policy group"):
         workers = context.fleet.start("policy", ImplicitEngine, [setup] * context.fleet.num_workers("policy"))
     try:
+        group = ImplicitGroup(workers, rollout)
         if rollout is not None:
-            context.fleet.connect(workers, rollout.workers)
-        yield ImplicitGroups(context, stage, rollout, ImplicitGroup(workers, rollout), split, path)
+            replicas = rollout.workers
+            group = ImplicitGroup(workers, rollout, lambda: context.fleet.connect(workers, replicas))
+        yield ImplicitGroups(context, stage, rollout, group, split, path)
     finally:
         workers.close()
 

@@ -148,10 +148,8 @@ def start_groups(context: RunContext, stage: LoopStage) -> Iterator[LoopGroups]:
                 "policy", PolicyEngine, [_policy_setup(context, stage)] * context.fleet.num_workers("policy")
             )
             stack.callback(policy.close)
-            context.fleet.connect(policy, rollout.workers)
-        yield LoopGroups(
-            context, stage, rollout, RewardGroup(reward), PolicyGroup(policy, rollout), demonstrations, prompts
-        )
+            group = PolicyGroup(policy, rollout, lambda: context.fleet.connect(policy, rollout.workers))
+        yield LoopGroups(context, stage, rollout, RewardGroup(reward), group, demonstrations, prompts)
 
 
 def _improvement_prompts(
