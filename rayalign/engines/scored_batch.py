@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rayalign.config.improve import PolicyStepConfig
+from rayalign.data.repetition import identical_responses, repeated_ngrams, responses_of
 from rayalign.errors import RayalignError
 from rayalign.objectives.advantages import (
     batch_whiten,
@@ -109,8 +110,7 @@ class ScoredBatch:
         num = len(self.sequences)
         return {
             "reward_mean": Mean(float(self.scores.sum()), num),
-            "length_mean": Mean(float(self.lengths.sum()), num),
-            "ended_frac": Mean(float(self.sequences.ended.sum()), num),
+            **shape_metrics(self.sequences),
             "num_sequences": Sum(num),
             "num_response_tokens": Sum(self.sequences.num_response_tokens),
         }
@@ -120,6 +120,20 @@ class ScoredBatch:
         assert self.old_logprobs is not None and self.ref_logprobs is not None
         log_ratios = segment_sum(self.old_logprobs - self.ref_logprobs, self.lengths)
         return {"kl_policy_to_ref": Mean(float(log_ratios.sum()), len(self.sequences))}
+
+
+def shape_metrics(sequences: Sequences) -> Metrics:
+    """Length, share of ended responses and repetition; what cannot repeat (one sample a prompt, say) is left out."""
+    num = len(sequences)
+    repeats = {
+        "repeated_ngram_frac": repeated_ngrams(responses_of(sequences)),
+        "identical_frac": identical_responses(sequences),
+    }
+    return {
+        "length_mean": Mean(float(sequences.response_lengths.sum()), num),
+        "ended_frac": Mean(float(sequences.ended.sum()), num),
+        **{name: Mean(found, of) for name, (found, of) in repeats.items() if of},
+    }
 
 
 def minibatches(prompt_ids: np.ndarray, num: int, random: np.random.Generator) -> list[np.ndarray]:

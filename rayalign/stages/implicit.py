@@ -113,10 +113,16 @@ def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> 
                 watch.log(round_number, prefixed(metrics, "policy"))
                 bar.update(advance=1, round=(round_number + 1, stage.rounds), note=_note(values(metrics)))
                 done += 1
+                if watch.hacking.should_stop():
+                    break
             if groups.rollout is not None:
                 groups.policy.sync()
                 watch.check_canary()
             watch.log_health(round_number)
+            if watch.should_stop(round_number):
+                if round_number == 0:  # nothing is saved yet, and the stage must leave something
+                    groups.save()
+                break
             groups.save()
 
 

@@ -55,8 +55,14 @@ def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None
                     groups.policy.sync()
                 note = watch.log_step(round_number, batch, prefixed(metrics, "policy"))
                 bar.update(advance=1, round=(round_number + 1, stage.rounds), note=note)
+                if watch.hacking.should_stop():
+                    break
 
             watch.log_health(round_number)
+            if watch.should_stop(round_number):
+                if round_number < stage.save_every:  # nothing is saved yet, and the stage must leave something
+                    groups.save()
+                break
             if (round_number + 1) % stage.save_every == 0 or round_number + 1 == stage.rounds:
                 groups.save()
 

@@ -1,22 +1,26 @@
-"""Watching a policy learn: canary, metrics, and health where it shows (held-out demonstrations, fresh samples)."""
+"""Watching a policy learn: canary, metrics, alarms, and health where it shows (held-out demonstrations, fresh samples)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
 from rayalign.config.loops import LoopStage, SampledStage
 from rayalign.data.tokenize import prompts_of
+from rayalign.engines.scored_batch import shape_metrics
 from rayalign.errors import SyncError
 from rayalign.stages.context import RunContext
 from rayalign.stages.golden import golden_scores, rank_accuracy
 from rayalign.stages.groups import RolloutGroup, StoredRollouts, TrainedGroup
 from rayalign.stages.inputs import DemonstrationSplit
 from rayalign.stages.loop_setup import LoopGroups
+from rayalign.telemetry.alarms.rule import Rule
 from rayalign.telemetry.clock import Clock
-from rayalign.telemetry.metrics import Last, Mean, Metrics, prefixed, values
-from rayalign.types import Ragged, Sequences, TokenizedPrompts
+from rayalign.telemetry.hacking import HackingWatch, implicit_rules, loop_rules
+from rayalign.telemetry.metrics import Last, Mean, Metric, Metrics, prefixed, values
+from rayalign.types import Ragged, Rollout, Sequences, TokenizedPrompts
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean nats a token between vLLM and the trainer, same weights
 CANARY_PROMPTS = 8
@@ -54,6 +58,7 @@ class Watch:
         self._context, self._stage, self._sampled = context, stage, groups
         self._round = self._step = 0
         self._probe = _probe(groups.demonstrations, stage.probe_size)
+        self.hacking = HackingWatch(_rules(stage), early_stop=stage.watch.early_stop)
 
     def check_canary(self) -> None:
         """Compares log-probs of sampler and policy on a few fresh samples. Raises SyncError above the tolerance."""
@@ -64,8 +69,9 @@ class Watch:
         length = min(CANARY_TOKENS, self._stage.sampling.max_new_tokens)
         sampling = self._stage.sampling.model_copy(update={"max_new_tokens": length})
         rollouts = rollout.generate(prompts, sampling, num_per_prompt=1, seed=self._step)
-        found = values(self._sampled.policy.mismatch(rollouts))
-        self._context.tracker.log(self._stage.name, self._round, self._step, {f"canary/{k}": v for k, v in found.items()})
+        metrics = self._sampled.policy.mismatch(rollouts)
+        found = values(metrics)
+        self._log(self._round, prefixed(metrics, "canary"))
         tolerance = self._stage.canary_tolerance or TOLERANCE[self._context.config.model.dtype]
         if not found["mismatch_mean"] <= tolerance:
             raise SyncError(
@@ -77,21 +83,36 @@ class Watch:
     def log(self, round_number: int, metrics: Metrics) -> None:
         """One step."""
         self._round = round_number
-        self._context.tracker.log(self._stage.name, round_number, self._step, metrics)
+        self._log(round_number, metrics)
         self._step += 1
+
+    def should_stop(self, round_number: int) -> bool:
+        """Whether the stage is to end here, at an alarm (watch.early_stop); says so."""
+        if not self.hacking.should_stop():
+            return False
+        line = f"stage {self._stage.name} stops early in round {round_number + 1}: {', '.join(self.hacking.alarms)}"
+        self._context.progress.say(f"warning: {line} (watch.early_stop)")
+        return True
+
+    def _log(self, round_number: int, metrics: Mapping[str, Metric]) -> None:
+        """Writes a record, with what the alarms measure on it; tells those that trip for the first time."""
+        measures, lines = self.hacking.observe(round_number, values(metrics))
+        self._context.tracker.log(self._stage.name, round_number, self._step, {**metrics, **measures})
+        for line in lines:
+            self._context.progress.say(f"warning: stage {self._stage.name}, round {round_number + 1}: {line}")
 
     def log_health(self, round_number: int) -> None:
         """What the policy is worth on demonstrations that it has not seen."""
         if len(self._probe):
             self._log_health(round_number, self._health(self._probe_samples()))
 
-    def _health(self, agent: Sequences | None) -> Metrics:
+    def _health(self, agent: Rollout | None) -> Metrics:
         return self._policy_health(agent)
 
     def _log_health(self, round_number: int, metrics: Metrics) -> None:
-        self._context.tracker.log(self._stage.name, round_number, self._step, prefixed(metrics, "health"))
+        self._log(round_number, prefixed(metrics, "health"))
 
-    def _probe_samples(self) -> Sequences | None:
+    def _probe_samples(self) -> Rollout | None:
         if self._sampled.rollout is None:
             return None
         stored = self._sampled.rollout.generate(
@@ -100,16 +121,16 @@ class Watch:
             num_per_prompt=PROBE_SAMPLES,
             seed=self._sampled.seed_of("probe", 0),
         )
-        return self._sampled.rollout.fetch(stored).sequences
+        return self._sampled.rollout.fetch(stored)
 
-    def _policy_health(self, agent: Sequences | None) -> Metrics:
+    def _policy_health(self, agent: Rollout | None) -> Metrics:
         metrics: Metrics = prefixed(self._sampled.policy.negative_log_likelihood(self._probe), "demo")
         if agent is None:
             return metrics
-        metrics["ended_frac"] = Mean(float(agent.ended.sum()), len(agent))
-        metrics["length_mean"] = Mean(float(agent.response_lengths.sum()), len(agent))
+        logprobs = agent.sampler_logprobs.values
+        metrics |= {"entropy": Mean(-float(logprobs.sum()), len(logprobs)), **shape_metrics(agent.sequences)}
         if self._stage.golden:
-            golden = golden_scores(self._stage.golden, self._context.template(), agent)
+            golden = golden_scores(self._stage.golden, self._context.template(), agent.sequences)
             metrics["golden_mean"] = Mean(float(golden.sum()), len(golden))
         return metrics
 
@@ -141,7 +162,7 @@ class LoopWatch(Watch):
         lag = self._groups.policy.version - 1 - min(stored.summary.policy_version for stored in batch)
         record = metrics | self.clock.lap()
         record |= {"staleness": Last(lag), "tokens_per_s/generate": Mean(num_tokens, generate_s)}
-        self._context.tracker.log(self._stage.name, round_number, self._step, record)
+        self._log(round_number, record)
         self._step += 1
         if self._step % self._every == 0:
             self.check_canary()
@@ -154,8 +175,8 @@ class LoopWatch(Watch):
         if len(self._probe):
             self._log_health(0, self._policy_health(self._probe_samples()))
 
-    def _health(self, agent: Sequences | None) -> Metrics:
-        return self._policy_health(agent) | (self._reward_health(agent) if agent is not None else {})
+    def _health(self, agent: Rollout | None) -> Metrics:
+        return self._policy_health(agent) | (self._reward_health(agent.sequences) if agent is not None else {})
 
     def _reward_health(self, agent: Sequences) -> Metrics:
         demo_scores = self._groups.reward.score_sequences(self._probe)
@@ -176,6 +197,13 @@ class LoopWatch(Watch):
 
     def _workers(self) -> list:
         return [self._groups.rollout.workers, self._groups.reward.workers, self._groups.policy.workers]
+
+
+def _rules(stage: SampledStage) -> list[Rule]:
+    if not isinstance(stage, LoopStage):
+        return implicit_rules(stage.watch)
+    moving = stage.improve.reference == "round"
+    return loop_rules(stage.watch, moving_reference=moving, stale=stage.max_staleness > 0)
 
 
 def _probe(split: DemonstrationSplit | None, size: int) -> Sequences:
