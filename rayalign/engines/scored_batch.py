@@ -70,6 +70,21 @@ class ScoredBatch:
             bad |= ~torch.isfinite(segment_sum(self.dense, self.lengths))
         return int(bad.sum())
 
+    def not_finite(self) -> dict[str, int]:
+        """How many samples have a number of a token that is not finite, by what it is; empty if all are.
+
+        An infinite log-prob must not pass for a large one: an importance weight would be cut to its bound, and stepped on.
+        """
+        columns = {
+            "sampler_logprobs": self.sampler_logprobs,
+            "policy_logprobs": self.old_logprobs,
+            "ref_logprobs": self.ref_logprobs,
+            "values": self.values,
+        }
+        rows = np.repeat(np.arange(len(self.sequences)), self.sequences.response_lengths)
+        found = {n: len(np.unique(rows[~torch.isfinite(c).numpy()])) for n, c in columns.items() if c is not None}
+        return {name: num for name, num in found.items() if num}
+
     def token_rewards(self, kl_coef: float) -> torch.Tensor:
         """[T] rewards of tokens: minus kl_coef times the log-ratio, the score on the last one or where it is dense (T9)."""
         zeros = torch.zeros_like(self.sampler_logprobs)

@@ -13,7 +13,13 @@ from tests.telemetry import hacking_runs as runs
 from tests.telemetry.hacking_runs import Record, Run
 
 MOVING = (runs.FORWARD_KL_EXP, runs.FORWARD_KL, runs.PPO_SPIKE, runs.PPO_BROKEN)
-HEALTHY = {"RFT": runs.RFT, "AIHF": runs.AIHF, "FORWARD_KL_EXP": runs.FORWARD_KL_EXP, "PPO_SPIKE": runs.PPO_SPIKE}
+HEALTHY = {
+    "RFT": runs.RFT,
+    "AIHF": runs.AIHF,
+    "FIXED_REWARD": runs.FIXED_REWARD,
+    "FORWARD_KL_EXP": runs.FORWARD_KL_EXP,
+    "PPO_SPIKE": runs.PPO_SPIKE,
+}
 
 
 def watch_of(run: Run | None = None, *, stale: bool = False, early_stop: bool = True, **config: float) -> HackingWatch:
