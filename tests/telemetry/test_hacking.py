@@ -151,6 +151,17 @@ def test_rounds_of_one_step():
         assert watch.alarms == expected
 
 
+def test_what_is_remembered_does_not_grow_with_the_rounds():
+    """Without demonstrations there is no health, and a long run is a long one."""
+    watch = watch_of()
+    sizes = []
+    for place in range(200):
+        for _ in range(3):
+            watch.observe(place, {key: 1.0 for key in runs.RFT.steps})
+        sizes.append(len(json.dumps(watch.state())))
+    assert sizes[-1] < sizes[20] + 20
+
+
 def test_kl_that_grows_evenly_is_no_alarm_however_far_it_goes():
     """Even steps take KL up with the square of their number, a warm-up faster; twice as much every three steps is told."""
     square = [0.05 * step**2 for step in range(60)]

@@ -24,13 +24,15 @@ class HeldoutFall:
     FALL = 0.15
 
     def __init__(self, *, brake: str) -> None:
-        self.memory: Memory = {"rewards": [], "before": [], "best": []}
+        self.memory: Memory = {"round": [], "rewards": [], "before": [], "best": []}
         self._brake = brake
 
     def observe(self, round_number: int, found: Mapping[str, float]) -> Reading | None:
         """As Rule: rewards of a round's steps, then its accuracy."""
         memory, reward, accuracy = self.memory, known(found, REWARD), known(found, ACCURACY)
         if reward is not None:
+            if memory["round"] != [round_number]:  # rewards of a round without health are not kept
+                memory.update(round=[round_number], rewards=[])
             memory["rewards"].append(reward)
         if accuracy is None:
             return None
