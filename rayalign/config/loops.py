@@ -21,6 +21,7 @@ from rayalign.config.stage_base import (
     prompts_or_demonstrations,
     set_inputs,
 )
+from rayalign.config.watch import WatchConfig
 
 
 class SampledStage(StageBase):
@@ -33,6 +34,7 @@ class SampledStage(StageBase):
     )
     probe_size: PositiveInt = Field(64, description="held-out demonstrations that the round's health is measured on")
     golden: Literal["planted"] | None = Field(None, description="a known reward, shown and never trained on")
+    watch: WatchConfig = Field(WatchConfig(), description="the alarms for a policy that exploits its reward")
 
     @property
     def room(self) -> int | None:

@@ -42,7 +42,7 @@ class RewardFitEngine(Checkpointed):
 
     def normalise_on(self, sequences: Sequences) -> None:
         """Sets the mean and deviation that scores are standardised by."""
-        raw = self._raw(sequences)
+        raw = self._raw(sequences).astype(np.float64)  # whose squares overflow no more
         self._reward.mean, self._reward.std = float(raw.mean()), max(float(raw.std()), 1e-6)
 
     def scores(self, sequences: Sequences) -> np.ndarray:

@@ -23,7 +23,7 @@ from rayalign.engines.checkpointed import joined
 from rayalign.engines.implicit_terms import DemonstrationLoss, Grouped, PreferenceLoss, Term
 from rayalign.engines.learner import LossOutput
 from rayalign.engines.trainable import TrainablePolicy
-from rayalign.errors import RayalignError, StaleSamples
+from rayalign.errors import Diverged, RayalignError, StaleSamples
 from rayalign.models.batch import TokenBatch
 from rayalign.objectives.reward import joint_coefficients
 from rayalign.objectives.segments import segment_sum
@@ -134,7 +134,7 @@ class ImplicitEngine(TrainablePolicy):
             picked.append((loss, self._preferences, chosen, preference_factor))
         metrics = self._step(picked)
         if self._demo_loss is not None:
-            self._demo_loss.after_step(self._learner.all_gather)
+            self._demo_loss.after_step(self._learner.all_gather, skipped="num_skipped" in metrics)
         self.version += 1
         return metrics | {"update_s": Sum(time.perf_counter() - started)}
 
@@ -276,7 +276,17 @@ class ImplicitEngine(TrainablePolicy):
 
 
 def _sums(logprobs: torch.Tensor, sequences: Sequences) -> np.ndarray:
-    return np.asarray(segment_sum(logprobs, torch.from_numpy(sequences.response_lengths)), dtype=np.float32)
+    """[B] log-probs of whole responses. Raises Diverged for one that is not finite.
+
+    Each loss is a difference to the reference's: an infinite one would leave some links flat, and be stepped on.
+    """
+    sums = np.asarray(segment_sum(logprobs, torch.from_numpy(sequences.response_lengths)), dtype=np.float32)
+    if num := int((~np.isfinite(sums)).sum()):
+        raise Diverged(
+            f"{num} of {len(sums)} responses have no finite log-prob under the reference; nothing was learned from them. "
+            "Look at the model that the stage starts from, lower the learning rate, or set model.dtype to float32"
+        )
+    return sums
 
 
 def _against(demos: Sequences, samples: Sequences, size: int) -> Sequences:

@@ -55,11 +55,11 @@ class DemonstrationLoss:
         found = self._pairs(rows)
         return found, {"loss": Mean(float(found.detach()), len(demo)), **self._margins(rows)}
 
-    def after_step(self, all_gather: Callable[[Any], list[Any]]) -> None:
-        """Takes over what every rank found: which rank sees a group next is not known."""
+    def after_step(self, all_gather: Callable[[Any], list[Any]], *, skipped: bool) -> None:
+        """Takes over what every rank found, which rank sees a group next is not known; of a skipped step nothing."""
         if self._config.loss != "dft":
             return
-        for found in all_gather(self._newest):
+        for found in [] if skipped else all_gather(self._newest):
             for ids, log_averages in found:
                 self.averages[ids] = log_averages
         self._newest = []

@@ -25,6 +25,23 @@ from rayalign.storage.snapshot import Snapshot, read_values
 from rayalign.telemetry.metrics import Metrics, Sum, merge
 from rayalign.types import Rollout, Scores, Sequences
 
+NOT_FINITE = {  # what an update is skipped for: in words, and what to do
+    "num_unscored": ("no finite score", "Look at the reward"),
+    "num_not_finite_sampler_logprobs": (
+        "log-probs of the sampler that are not finite",
+        "Look at the rollout actor, or set model.dtype to float32",
+    ),
+    "num_not_finite_policy_logprobs": (
+        "log-probs of the policy that are not finite",
+        "Lower improve.optimizer.learning_rate, or set model.dtype to float32",
+    ),
+    "num_not_finite_ref_logprobs": (
+        "log-probs of the reference that are not finite",
+        "Look at the model that the stage starts from, or set model.dtype to float32",
+    ),
+    "num_not_finite_values": ("values of the critic that are not finite", "Lower improve.critic.optimizer.learning_rate"),
+}
+
 
 class PolicyEngine(TrainablePolicy):
     """One rank of the policy group of `irl` and `rl`."""
@@ -78,8 +95,7 @@ class PolicyEngine(TrainablePolicy):
             )
         batch = ScoredBatch.of(rollouts, scores, self._config.missing_end_score)
         if batch.num_unscored:
-            return self._skip(batch)
-        self._skipped_in_a_row = 0
+            return self._skip(batch, {"num_unscored": batch.num_unscored})
         metrics = batch.metrics()
         if self._needs_logprobs_first():
             batch.old_logprobs = self._logprobs(batch.sequences)
@@ -88,6 +104,9 @@ class PolicyEngine(TrainablePolicy):
             metrics |= batch.kl_metrics()
         if self._config.critic:
             batch.values = self._values(batch.sequences)
+        if bad := batch.not_finite():
+            return self._skip(batch, {f"num_not_finite_{name}": num for name, num in bad.items()})
+        self._skipped_in_a_row = 0
         advantages, returns = batch.advantages(self._config)
         steps = [
             self._optimise(batch, rows, advantages, returns)
@@ -132,15 +151,17 @@ class PolicyEngine(TrainablePolicy):
         assert batch.values is not None
         return found | self._critic.step(batch.sequences, rows, batch.values, returns)
 
-    def _skip(self, batch: ScoredBatch) -> Metrics:
+    def _skip(self, batch: ScoredBatch, counts: dict[str, int]) -> Metrics:
         self._skipped_in_a_row += 1
-        found = f"{batch.num_unscored} of {len(batch.sequences)} samples have no finite score"
         if self._skipped_in_a_row >= MAX_SKIPPED:
+            name, num = next(iter(counts.items()))
+            what, remedy = NOT_FINITE[name]
             raise Diverged(
-                f"{found}, for the {MAX_SKIPPED}. update in a row; the policy was not updated on them. Look at the reward"
+                f"{num} of {len(batch.sequences)} samples have {what}, for the {MAX_SKIPPED}. update in a row; the policy "
+                f"was not updated on them. {remedy}"
             )
         self.version += 1
-        return {"num_skipped": Sum(1), "num_unscored": Sum(batch.num_unscored)}
+        return {"num_skipped": Sum(1), **{name: Sum(num) for name, num in counts.items()}}
 
     def _needs_logprobs_first(self) -> bool:
         """A first and only step finds the policy as it was: its own forward pass gives the old log-probs."""

@@ -170,7 +170,7 @@ class RewardEngine(Checkpointed):
             return {}
         reference = fresh if self._config.normalise == "samples" and fresh else self._demonstrations
         raw = np.concatenate([part for _, part in self._learner.all_gather(self._raw(reference))])
-        finite = raw[np.isfinite(raw)]
+        finite = raw[np.isfinite(raw)].astype(np.float64)  # whose squares overflow no more
         if len(finite) <= len(raw) / 2:
             raise Diverged(
                 f"the reward model scores {len(raw) - len(finite)} of {len(raw)} responses as no finite number; lower "

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from rayalign.config.improve import PolicyStepConfig
+from rayalign.data.repetition import identical_responses, repeated_ngrams, responses_of
 from rayalign.errors import RayalignError
 from rayalign.objectives.advantages import (
     batch_whiten,
@@ -69,6 +70,21 @@ class ScoredBatch:
             bad |= ~torch.isfinite(segment_sum(self.dense, self.lengths))
         return int(bad.sum())
 
+    def not_finite(self) -> dict[str, int]:
+        """How many samples have a number of a token that is not finite, by what it is; empty if all are.
+
+        An infinite log-prob must not pass for a large one: an importance weight would be cut to its bound, and stepped on.
+        """
+        columns = {
+            "sampler_logprobs": self.sampler_logprobs,
+            "policy_logprobs": self.old_logprobs,
+            "ref_logprobs": self.ref_logprobs,
+            "values": self.values,
+        }
+        rows = np.repeat(np.arange(len(self.sequences)), self.sequences.response_lengths)
+        found = {n: len(np.unique(rows[~torch.isfinite(c).numpy()])) for n, c in columns.items() if c is not None}
+        return {name: num for name, num in found.items() if num}
+
     def token_rewards(self, kl_coef: float) -> torch.Tensor:
         """[T] rewards of tokens: minus kl_coef times the log-ratio, the score on the last one or where it is dense (T9)."""
         zeros = torch.zeros_like(self.sampler_logprobs)
@@ -109,8 +125,7 @@ class ScoredBatch:
         num = len(self.sequences)
         return {
             "reward_mean": Mean(float(self.scores.sum()), num),
-            "length_mean": Mean(float(self.lengths.sum()), num),
-            "ended_frac": Mean(float(self.sequences.ended.sum()), num),
+            **shape_metrics(self.sequences),
             "num_sequences": Sum(num),
             "num_response_tokens": Sum(self.sequences.num_response_tokens),
         }
@@ -120,6 +135,20 @@ class ScoredBatch:
         assert self.old_logprobs is not None and self.ref_logprobs is not None
         log_ratios = segment_sum(self.old_logprobs - self.ref_logprobs, self.lengths)
         return {"kl_policy_to_ref": Mean(float(log_ratios.sum()), len(self.sequences))}
+
+
+def shape_metrics(sequences: Sequences) -> Metrics:
+    """Length, share of ended responses and repetition; what cannot repeat (one sample a prompt, say) is left out."""
+    num = len(sequences)
+    repeats = {
+        "repeated_ngram_frac": repeated_ngrams(responses_of(sequences)),
+        "identical_frac": identical_responses(sequences),
+    }
+    return {
+        "length_mean": Mean(float(sequences.response_lengths.sum()), num),
+        "ended_frac": Mean(float(sequences.ended.sum()), num),
+        **{name: Mean(found, of) for name, (found, of) in repeats.items() if of},
+    }
 
 
 def minibatches(prompt_ids: np.ndarray, num: int, random: np.random.Generator) -> list[np.ndarray]:

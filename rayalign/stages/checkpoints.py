@@ -7,11 +7,12 @@ all have written. What it holds of the loop itself is a few plain values; see `r
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rayalign import __version__
 from rayalign.config.checkpoints import CheckpointConfig
@@ -19,9 +20,17 @@ from rayalign.errors import Stopped, UserError
 from rayalign.ports import Workers
 from rayalign.stages.context import RunContext
 from rayalign.storage.checkpoints import Checkpoint, CheckpointStore, Files
-from rayalign.telemetry.metrics import Metric
 
 Values = Mapping[str, Any]
+
+
+@dataclass
+class Place:
+    """Where a loop is: `done` steps of this round, which has `num_steps`."""
+
+    round: int = 0
+    done: int = 0
+    num_steps: int = 0
 
 
 @dataclass
@@ -87,7 +96,6 @@ class LoopCheckpoints:
         self._store = checkpoint_store(context, stage)
         self._schedule = Schedule(context.config.checkpoints)
         self._begun: tuple[Path, dict[str, Any]] | None = None
-        self._newest_metrics: dict[str, float] = {}
 
     def resume(self) -> Values | None:
         """The loop's own values of the newest checkpoint, once all workers have taken theirs; None at a beginning."""
@@ -104,35 +112,44 @@ class LoopCheckpoints:
             _on_all(workers, _load_state, (str(found.folder),), f"load the {role}'s checkpoint")
         return found.manifest["loop"]
 
-    def note(self, metrics: Mapping[str, Metric | float]) -> None:
-        """Takes up what was measured, for `checkpoints.best`."""
-        best = self._context.config.checkpoints.best
-        if best is not None and best in metrics:
-            found = metrics[best]
-            self._newest_metrics[best] = float(found.value() if isinstance(found, Metric) else found)
-
     def after_step(self, step: int, loop: Callable[[], Values]) -> None:
         """Commits what has been written, and begins the next where it is due. `loop()` gives the loop's own values."""
         self._commit(wait=False)
-        if self._context.stopping or self._schedule.due(step):
-            self._begin(step, loop())
-        if self._context.stopping:
+        stopping = self._context.stopping
+        if stopping or self._schedule.due(step):
+            self._begin(step, loop(), score=None)
+        if stopping:
             self._commit(wait=True)
             raise Stopped(f"stage {self._stage} was asked to stop, and is saved after step {step}")
+
+    def after_round(self, step: int, loop: Callable[[], Values], newest: Mapping[str, float]) -> None:
+        """Where `checkpoints.best` names a metric that has been measured: saves what it was measured on."""
+        best = self._context.config.checkpoints.best
+        if best is not None and math.isfinite(newest.get(best, math.nan)):
+            self._begin(step, loop(), score=newest[best])
+
+    def best(self) -> Checkpoint | None:
+        """The one where `checkpoints.best` was highest; said, because its models are about to be taken."""
+        self.finish()
+        best = self._store.best()
+        if best is not None:
+            metric = self._context.config.checkpoints.best
+            where = f"step {best.step}, where {metric} was {best.manifest['score']:.3g}"
+            self._context.progress.say(f"{self._stage}: keeps the models of {where}")
+        return best
 
     def finish(self) -> None:
         """Waits for what is being written."""
         self._commit(wait=True)
 
-    def _begin(self, step: int, loop: Values) -> None:
+    def _begin(self, step: int, loop: Values, *, score: float | None) -> None:
         self._commit(wait=True)
         part = self._store.begin(step)
         for role in self._groups:
             self._context.template().save_tokenizer(part / role)
-        best = self._context.config.checkpoints.best
         manifest = manifest_of(self._context, self._stage, self._data) | {
             "step": step,
-            "score": self._newest_metrics.get(best) if best else None,
+            "score": score,
             "records": self._context.tracker.count(self._stage),
             "world": {role: len(workers) for role, workers in self._groups.items()},
             "loop": plain_values(loop),
@@ -154,6 +171,24 @@ class LoopCheckpoints:
                 files |= found
         self._store.commit(part, manifest, files)
         self._begun = None
+
+
+class Saves(Protocol):
+    """Groups whose models become the stage's artifacts."""
+
+    def save(self) -> None:
+        """As they are."""
+
+    def save_from(self, checkpoint: Path) -> None:
+        """As they were."""
+
+
+def end_early(checkpoints: LoopCheckpoints, groups: Saves, *, saved: bool) -> None:
+    """A stage that stops at an alarm leaves the best models that are known, else the last saved, else the present ones."""
+    if best := checkpoints.best():
+        groups.save_from(best.folder)
+    elif not saved:
+        groups.save()
 
 
 def _check_same(stage: str, found: Checkpoint, settings: Values, data: Mapping[str, str]) -> None:

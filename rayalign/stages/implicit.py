@@ -7,9 +7,11 @@ This file is the algorithm (IRFT, Algorithm 2 of paper 3; SPIN; DPO has one roun
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from rayalign.engines.implicit import ImplicitEngine
 from rayalign.errors import DataError
 from rayalign.models.rewards import write_log_ratio
 from rayalign.ports import ImplicitSetup
-from rayalign.stages.checkpoints import LoopCheckpoints
+from rayalign.stages.checkpoints import LoopCheckpoints, Place, end_early
 from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.groups import ImplicitGroup, RolloutGroup, StoredRollouts
 from rayalign.stages.inputs import DemonstrationSplit, load_demonstrations, locate_model
@@ -88,8 +90,17 @@ class ImplicitGroups:
             folder.mkdir()
             self.policy.save(str(folder / "policy"))
             self.context.template().save_tokenizer(folder / "policy")
-            scale = self.stage.beta_of(self.stage.rounds - 1)
-            write_log_ratio(folder / "reward", str(folder / "policy"), self.start, scale=scale)
+            self._write_reward(folder)
+
+    def save_from(self, checkpoint: Path) -> None:
+        """As `save`, with the policy of a checkpoint."""
+        with written_aside(self.context.stage_folder(self.stage.name)) as folder:
+            shutil.copytree(checkpoint / "policy", folder / "policy")
+            self._write_reward(folder)
+
+    def _write_reward(self, folder: Path) -> None:
+        scale = self.stage.beta_of(self.stage.rounds - 1)
+        write_log_ratio(folder / "reward", str(folder / "policy"), self.start, scale=scale)
 
 
 def run_implicit(context: RunContext, stage: ImplicitStage) -> None:
@@ -100,56 +111,51 @@ def run_implicit(context: RunContext, stage: ImplicitStage) -> None:
 
 def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> None:
     """Rounds: sample the policy as it is, make it the reference, take steps."""
-    watch = Watch(context, stage, groups)
+    watch, at = Watch(context, stage, groups), Place()
     checkpoints = LoopCheckpoints(context, stage.name, {"policy": groups.policy.workers}, groups.fingerprints())
-    at = _Place.of(checkpoints.resume())
-    if at.steps:
-        groups.policy.version = at.steps
-        watch.restore({"round": at.round, "step": at.steps})
+
+    def state() -> dict[str, Any]:
+        return {"at": asdict(at), "watch": watch.state()}
+
+    saved = checkpoints.resume()
+    if saved is not None:
+        at = Place(**saved["at"])
+        watch.restore(saved["watch"])
+        groups.policy.version = watch.step
     if groups.rollout is not None:
         groups.policy.sync()
-        watch.check_canary(log=not at.steps)
-    if not at.steps:
+        watch.check_canary(log=saved is None)
+    if saved is None:
         watch.log_health(0)
     with context.progress.stage(stage.name) as bar:
-        bar.update(advance=at.steps)
+        bar.update(advance=watch.step)
         while at.round < stage.rounds:
             rows = groups.slice_of(at.round)
             if not at.done:
                 drawn = groups.sample(rows, at.round) if stage.draws and not stage.on_policy else []
                 at.num_steps = groups.policy.begin_round(at.round, rows, drawn)
             batches = islice(_batches(groups, rows, at.round), at.done, None)
-            while at.done < at.num_steps:
+            while at.done < at.num_steps and not watch.hacking.should_stop():
                 fresh: StoredRollouts = []
                 if stage.on_policy:
                     groups.policy.sync()
-                    fresh = groups.sample(next(batches), stage.rounds + at.steps)
+                    fresh = groups.sample(next(batches), stage.rounds + watch.step)
                 metrics = groups.policy.fit_step(fresh)
                 watch.log(at.round, prefixed(metrics, "policy"))
                 bar.update(advance=1, round=(at.round + 1, stage.rounds), note=_note(values(metrics)))
-                at.done, at.steps = at.done + 1, at.steps + 1
-                checkpoints.after_step(at.steps, lambda: asdict(at))
+                at.done += 1
+                checkpoints.after_step(watch.step, state)
             if groups.rollout is not None:
                 groups.policy.sync()
                 watch.check_canary()
-            checkpoints.note(watch.log_health(at.round))
+            watch.log_health(at.round)
+            if watch.should_stop(at.round):
+                end_early(checkpoints, groups, saved=at.round > 0)
+                return
             groups.save()
             at.round, at.done = at.round + 1, 0
+            checkpoints.after_round(watch.step, state, watch.newest)
     checkpoints.finish()
-
-
-@dataclass
-class _Place:
-    """Where the stage is: `done` of the round's `num_steps`, `steps` in all."""
-
-    round: int = 0
-    done: int = 0
-    num_steps: int = 0
-    steps: int = 0
-
-    @classmethod
-    def of(cls, saved: Mapping[str, Any] | None) -> _Place:
-        return cls(**saved) if saved else cls()
 
 
 @contextlib.contextmanager

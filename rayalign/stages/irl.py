@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from rayalign.config.loops import LoopStage
 from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
 from rayalign.errors import StaleSamples
-from rayalign.stages.checkpoints import LoopCheckpoints
+from rayalign.stages.checkpoints import LoopCheckpoints, Place, end_early
 from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.groups import PendingRollouts, StoredRollouts
 from rayalign.stages.loop_setup import LoopGroups, start_groups
@@ -33,29 +34,32 @@ def run_loop(context: RunContext, stage: LoopStage) -> None:
 
 def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None:
     """Rounds of reward learning (`irl`; a fixed reward, `rl`, has none) and policy improvement."""
-    watch = LoopWatch(context, stage, groups)
-    samples = _SampleQueue(stage, groups)
+    watch, samples, at = LoopWatch(context, stage, groups), _SampleQueue(stage, groups), Place()
     checkpoints = LoopCheckpoints(context, stage.name, groups.saved(), groups.fingerprints())
+
+    def state() -> dict[str, Any]:
+        return {"at": asdict(at), "groups": groups.state(), "samples": samples.state(), "watch": watch.state()}
+
     saved = checkpoints.resume()
     if saved is not None:
-        _restore(saved, groups, samples, watch)
+        at = Place(**saved["at"])
+        groups.restore(saved["groups"])
+        samples.restore(saved["samples"])
+        watch.restore(saved["watch"])
     groups.policy.sync()
     watch.check_canary(log=saved is None)
     if saved is None:
         watch.log_start()
-    first_round, done = divmod(saved["step"], stage.improve.steps) if saved else (0, 0)
-    if saved and not done:  # the round's last step was taken, what comes after it was not
-        first_round, done = first_round - 1, stage.improve.steps
     with context.progress.stage(stage.name, total=stage.rounds * stage.improve.steps) as bar:
-        bar.update(advance=first_round * stage.improve.steps + done)
-        for round_number in range(first_round, stage.rounds):
-            if not done:
-                if stage.improve.reference == "round" and round_number > 0:
+        bar.update(advance=watch.step)
+        while at.round < stage.rounds:
+            if not at.done:
+                if stage.improve.reference == "round" and at.round > 0:
                     groups.policy.move_reference()
-                watch.log_round(round_number, groups.update_reward(watch.clock))
-                groups.start_critic(round_number)
+                watch.log_round(at.round, groups.update_reward(watch.clock))
+                groups.start_critic(at.round)
 
-            for batch in samples.batches(watch, done=done):
+            for batch in samples.batches(watch, done=at.done):
                 with watch.clock.phase("score"):
                     scores = groups.reward.score(batch)
                 with watch.clock.phase("policy_update"):
@@ -64,25 +68,20 @@ def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None
                     samples.settle()
                 with watch.clock.phase("sync"):
                     groups.policy.sync()
-                note = watch.log_step(round_number, batch, prefixed(metrics, "policy"))
-                bar.update(advance=1, round=(round_number + 1, stage.rounds), note=note)
-                checkpoints.after_step(watch.step, lambda: _state(groups, samples, watch))
+                note = watch.log_step(at.round, batch, prefixed(metrics, "policy"))
+                bar.update(advance=1, round=(at.round + 1, stage.rounds), note=note)
+                at.done += 1
+                checkpoints.after_step(watch.step, state)
 
-            done = 0
-            checkpoints.note(watch.log_health(round_number))
-            if (round_number + 1) % stage.save_every == 0 or round_number + 1 == stage.rounds:
+            watch.log_health(at.round)
+            if watch.should_stop(at.round):
+                end_early(checkpoints, groups, saved=at.round >= stage.save_every)
+                return
+            if (at.round + 1) % stage.save_every == 0 or at.round + 1 == stage.rounds:
                 groups.save()
+            at.round, at.done = at.round + 1, 0
+            checkpoints.after_round(watch.step, state, watch.newest)
     checkpoints.finish()
-
-
-def _state(groups: LoopGroups, samples: _SampleQueue, watch: LoopWatch) -> dict[str, Any]:
-    return {"step": watch.step, "groups": groups.state(), "samples": samples.state(), "watch": watch.state()}
-
-
-def _restore(saved: Mapping[str, Any], groups: LoopGroups, samples: _SampleQueue, watch: LoopWatch) -> None:
-    groups.restore(saved["groups"])
-    samples.restore(saved["samples"])
-    watch.restore(saved["watch"])
 
 
 class _SampleQueue:
@@ -119,6 +118,8 @@ class _SampleQueue:
     def batches(self, watch: LoopWatch, *, done: int) -> Iterator[StoredRollouts]:
         """A round's batches after its first `done`. Raises StaleSamples for one that is older than it may be."""
         for step in range(done, self._stage.improve.steps):
+            if watch.hacking.should_stop():
+                return
             ahead = min(self._stage.max_staleness, self._stage.improve.steps - 1 - step)
             while len(self._waiting) <= ahead:
                 before = self._place()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,6 +128,13 @@ class LoopGroups:
             for name in self.stage.artifacts():
                 groups[name].save(str(folder / name))
                 self.context.template().save_tokenizer(folder / name)
+
+
+    def save_from(self, checkpoint: Path) -> None:
+        """As `save`, with the models of a checkpoint."""
+        with written_aside(self.context.stage_folder(self.stage.name)) as folder:
+            for name in self.stage.artifacts():
+                shutil.copytree(checkpoint / name, folder / name)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Watching a policy learn: canary, metrics, and health where it shows (held-out demonstrations, fresh samples)."""
+"""Watching a policy learn: canary, metrics, alarms, and health where it shows (held-out demonstrations, fresh samples)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import numpy as np
 
 from rayalign.config.loops import LoopStage, SampledStage
 from rayalign.data.tokenize import prompts_of
+from rayalign.engines.scored_batch import shape_metrics
 from rayalign.errors import SyncError
 from rayalign.stages.context import RunContext
 from rayalign.stages.golden import golden_scores, rank_accuracy
 from rayalign.stages.groups import RolloutGroup, StoredRollouts, TrainedGroup
 from rayalign.stages.inputs import DemonstrationSplit
 from rayalign.stages.loop_setup import LoopGroups
+from rayalign.telemetry.alarms.rule import Rule
 from rayalign.telemetry.clock import Clock
-from rayalign.telemetry.metrics import Last, Mean, Metrics, prefixed, values
-from rayalign.types import Ragged, Sequences, TokenizedPrompts
+from rayalign.telemetry.hacking import HackingWatch, implicit_rules, loop_rules
+from rayalign.telemetry.metrics import Last, Mean, Metric, Metrics, prefixed, values
+from rayalign.types import Ragged, Rollout, Sequences, TokenizedPrompts
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean nats a token between vLLM and the trainer, same weights
 CANARY_PROMPTS = 8
@@ -54,7 +57,9 @@ class Watch:
     def __init__(self, context: RunContext, stage: SampledStage, groups: Sampled) -> None:
         self._context, self._stage, self._sampled = context, stage, groups
         self._round = self._step = 0
+        self.newest: dict[str, float] = {}  # of every metric
         self._probe = _probe(groups.demonstrations, stage.probe_size)
+        self.hacking = HackingWatch(_rules(stage), early_stop=stage.watch.early_stop)
 
     @property
     def step(self) -> int:
@@ -63,11 +68,12 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """Plain values; `restore` goes on from here."""
-        return {"round": self._round, "step": self._step}
+        return {"round": self._round, "step": self._step, "newest": self.newest, "hacking": self.hacking.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state` was taken."""
-        self._round, self._step = state["round"], state["step"]
+        self._round, self._step, self.newest = state["round"], state["step"], dict(state["newest"])
+        self.hacking.restore(state["hacking"])
 
     def check_canary(self, *, log: bool = True) -> None:
         """Compares log-probs of sampler and policy on a few fresh samples. Raises SyncError above the tolerance."""
@@ -78,10 +84,10 @@ class Watch:
         length = min(CANARY_TOKENS, self._stage.sampling.max_new_tokens)
         sampling = self._stage.sampling.model_copy(update={"max_new_tokens": length})
         rollouts = rollout.generate(prompts, sampling, num_per_prompt=1, seed=self._step)
-        found = values(self._sampled.policy.mismatch(rollouts))
+        metrics = self._sampled.policy.mismatch(rollouts)
+        found = values(metrics)
         if log:
-            measured = {f"canary/{k}": v for k, v in found.items()}
-            self._context.tracker.log(self._stage.name, self._round, self._step, measured)
+            self._log(self._round, prefixed(metrics, "canary"))
         tolerance = self._stage.canary_tolerance or TOLERANCE[self._context.config.model.dtype]
         if not found["mismatch_mean"] <= tolerance:
             raise SyncError(
@@ -93,24 +99,38 @@ class Watch:
     def log(self, round_number: int, metrics: Metrics) -> None:
         """One step."""
         self._round = round_number
-        self._context.tracker.log(self._stage.name, round_number, self._step, metrics)
+        self._log(round_number, metrics)
         self._step += 1
 
-    def log_health(self, round_number: int) -> Metrics:
-        """What the policy is worth on demonstrations that it has not seen; also given back, under their logged names."""
-        if not len(self._probe):
-            return {}
-        return self._log_health(round_number, self._health(self._probe_samples()))
+    def should_stop(self, round_number: int) -> bool:
+        """Whether the stage is to end here, at an alarm (watch.early_stop); says so."""
+        if not self.hacking.should_stop():
+            return False
+        line = f"stage {self._stage.name} stops early in round {round_number + 1}: {', '.join(self.hacking.alarms)}"
+        self._context.progress.say(f"warning: {line} (watch.early_stop)")
+        return True
 
-    def _health(self, agent: Sequences | None) -> Metrics:
+    def _log(self, round_number: int, metrics: Mapping[str, Metric]) -> None:
+        """Writes a record, with what the alarms measure on it; tells those that trip for the first time."""
+        found = values(metrics)
+        self.newest |= found
+        measures, lines = self.hacking.observe(round_number, found)
+        self._context.tracker.log(self._stage.name, round_number, self._step, {**metrics, **measures})
+        for line in lines:
+            self._context.progress.say(f"warning: stage {self._stage.name}, round {round_number + 1}: {line}")
+
+    def log_health(self, round_number: int) -> None:
+        """What the policy is worth on demonstrations that it has not seen."""
+        if len(self._probe):
+            self._log_health(round_number, self._health(self._probe_samples()))
+
+    def _health(self, agent: Rollout | None) -> Metrics:
         return self._policy_health(agent)
 
-    def _log_health(self, round_number: int, metrics: Metrics) -> Metrics:
-        named = prefixed(metrics, "health")
-        self._context.tracker.log(self._stage.name, round_number, self._step, named)
-        return named
+    def _log_health(self, round_number: int, metrics: Metrics) -> None:
+        self._log(round_number, prefixed(metrics, "health"))
 
-    def _probe_samples(self) -> Sequences | None:
+    def _probe_samples(self) -> Rollout | None:
         if self._sampled.rollout is None:
             return None
         stored = self._sampled.rollout.generate(
@@ -119,16 +139,16 @@ class Watch:
             num_per_prompt=PROBE_SAMPLES,
             seed=self._sampled.seed_of("probe", 0),
         )
-        return self._sampled.rollout.fetch(stored).sequences
+        return self._sampled.rollout.fetch(stored)
 
-    def _policy_health(self, agent: Sequences | None) -> Metrics:
+    def _policy_health(self, agent: Rollout | None) -> Metrics:
         metrics: Metrics = prefixed(self._sampled.policy.negative_log_likelihood(self._probe), "demo")
         if agent is None:
             return metrics
-        metrics["ended_frac"] = Mean(float(agent.ended.sum()), len(agent))
-        metrics["length_mean"] = Mean(float(agent.response_lengths.sum()), len(agent))
+        logprobs = agent.sampler_logprobs.values
+        metrics |= {"entropy": Mean(-float(logprobs.sum()), len(logprobs)), **shape_metrics(agent.sequences)}
         if self._stage.golden:
-            golden = golden_scores(self._stage.golden, self._context.template(), agent)
+            golden = golden_scores(self._stage.golden, self._context.template(), agent.sequences)
             metrics["golden_mean"] = Mean(float(golden.sum()), len(golden))
         return metrics
 
@@ -171,7 +191,7 @@ class LoopWatch(Watch):
         lag = self._groups.policy.version - 1 - min(stored.summary.policy_version for stored in batch)
         record = metrics | self.clock.lap()
         record |= {"staleness": Last(lag), "tokens_per_s/generate": Mean(num_tokens, generate_s)}
-        self._context.tracker.log(self._stage.name, round_number, self._step, record)
+        self._log(round_number, record)
         self._step += 1
         if self._step % self._every == 0:
             self.check_canary()
@@ -184,8 +204,8 @@ class LoopWatch(Watch):
         if len(self._probe):
             self._log_health(0, self._policy_health(self._probe_samples()))
 
-    def _health(self, agent: Sequences | None) -> Metrics:
-        return self._policy_health(agent) | (self._reward_health(agent) if agent is not None else {})
+    def _health(self, agent: Rollout | None) -> Metrics:
+        return self._policy_health(agent) | (self._reward_health(agent.sequences) if agent is not None else {})
 
     def _reward_health(self, agent: Sequences) -> Metrics:
         demo_scores = self._groups.reward.score_sequences(self._probe)
@@ -206,6 +226,13 @@ class LoopWatch(Watch):
 
     def _workers(self) -> list:
         return [self._groups.rollout.workers, self._groups.reward.workers, self._groups.policy.workers]
+
+
+def _rules(stage: SampledStage) -> list[Rule]:
+    if not isinstance(stage, LoopStage):
+        return implicit_rules(stage.watch)
+    moving = stage.improve.reference == "round"
+    return loop_rules(stage.watch, moving_reference=moving, stale=stage.max_staleness > 0)
 
 
 def _probe(split: DemonstrationSplit | None, size: int) -> Sequences:

@@ -73,7 +73,7 @@ class CheckpointStore:
         `manifest` has at least `step` (int) and `score` (a number to compare by, larger is better, or None).
         """
         whole = {"format": FORMAT, **manifest, "files": {name: list(found) for name, found in sorted(files.items())}}
-        (part / MANIFEST).write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (part / MANIFEST).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         flush(part / MANIFEST)
         for folder in {part / Path(name).parent for name in files} | {part}:
             flush(folder)

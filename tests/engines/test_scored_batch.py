@@ -8,6 +8,7 @@ import torch
 
 from rayalign.config.improve import CriticConfig, PolicyStepConfig
 from rayalign.engines.scored_batch import ScoredBatch
+from rayalign.telemetry.metrics import values
 from rayalign.types import Ragged, Rollout, Scores, Sequences
 from tests.models.tiny import END, sequences_of
 
@@ -110,3 +111,18 @@ def test_unscored_samples_are_counted():
     scored = batch()
     scored.scores[2] = torch.nan
     assert scored.num_unscored == 1
+
+
+def test_metrics_tell_what_samples_look_like():
+    """The first prompt's two answers are the same; no answer has a 4-gram, so nothing is told of repeating ones."""
+    same = sequences_of([([5], [50, END]), ([5], [50, END]), ([6], [50, END]), ([6], [70, 71, 72])], prompt_ids=[0, 0, 1, 1])
+    rollout = Rollout(same, Ragged(np.zeros(9, np.float32), same.response_lengths), 0)
+    found = values(ScoredBatch.of([rollout], [Scores(np.arange(4), SCORES, 0)], None).metrics())
+    assert found["length_mean"] == 2.25 and found["ended_frac"] == 0.75 and found["reward_mean"] == 0.625
+    assert found["identical_frac"] == 0.5
+    assert "repeated_ngram_frac" not in found
+    loops = sequences_of([([5], [7, 8, 7, 8, 7, 8, 7, END])])
+    rollout = Rollout(loops, Ragged(np.zeros(8, np.float32), loops.response_lengths), 0)
+    found = values(ScoredBatch.of([rollout], [Scores(np.arange(1), SCORES[:1], 0)], None).metrics())
+    assert found["repeated_ngram_frac"] == 0.4  # 7878 and 8787 come twice among five
+    assert "identical_frac" not in found
