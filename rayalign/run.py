@@ -298,8 +298,7 @@ def _is_done(config: RunConfig, folder: Path, stage: Stage, own: Mapping[str, st
     if not file.exists():
         return False
     before, now = json.loads(file.read_text(encoding="utf-8")), _settings(config, stage, own)
-    changed = [f"{key.removeprefix('run.')} {told}" for key, told in differences(before, now)]
-    if changed:
+    if changed := differences(before, now):
         raise UserError(
             f"{file.parent}: stage {stage.name} finished here with another {'; '.join(changed)}; "
             f"set name= for a new run, or remove {file.parent} to run it again"

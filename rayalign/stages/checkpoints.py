@@ -194,23 +194,25 @@ def end_early(checkpoints: LoopCheckpoints, groups: Saves, *, saved: bool) -> No
 def _check_same(stage: str, found: Checkpoint, settings: Values, data: Mapping[str, str]) -> None:
     before = {**found.manifest["settings"], **{f"content of {k}": v for k, v in found.manifest["data"].items()}}
     now = {**settings, **{f"content of {k}": v for k, v in data.items()}}
-    changed = [f"{key.removeprefix('run.')} {told}" for key, told in differences(before, now)]
-    if changed:
+    if changed := differences(before, now):
         raise UserError(
             f"{found.folder}: stage {stage} was interrupted with another {'; '.join(changed)}. Set resume=changed to go on "
             "nevertheless, resume=anew to begin the stage again, or name= for a new run"
         )
 
 
-def differences(before: Values, now: Values) -> list[tuple[str, str]]:
-    """(key, "(OLD, now NEW)") of what is not the same, sorted; nested settings by their innermost key."""
-    found: list[tuple[str, str]] = []
+def differences(before: Values, now: Values) -> list[str]:
+    """"KEY (OLD, now NEW)" of each setting that is not the same, sorted; nested ones by their innermost key.
+
+    What is known by a hash alone (an earlier stage, data) is named without it.
+    """
+    found: list[str] = []
     for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
+        old, new, name = before.get(key), now.get(key), key.removeprefix("run.")
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += [(f"{key}.{inner}", told) for inner, told in differences(old, new)]
+            found += [f"{name}.{inner}" for inner in differences(old, new)]
         elif old != new:
-            found.append((key, f"({_short(old)}, now {_short(new)})"))
+            found.append(name if key.startswith(("input ", "content ")) else f"{name} ({_short(old)}, now {_short(new)})")
     return found
 
 

@@ -115,7 +115,7 @@ class _SampleQueue:
         for pending, _ in self._waiting:
             pending.result()
 
-    def batches(self, watch: LoopWatch, *, done: int) -> Iterator[StoredRollouts]:
+    def batches(self, watch: LoopWatch, *, done: int = 0) -> Iterator[StoredRollouts]:
         """A round's batches after its first `done`. Raises StaleSamples for one that is older than it may be."""
         for step in range(done, self._stage.improve.steps):
             if watch.hacking.should_stop():

@@ -53,7 +53,7 @@ def test_what_is_made_from_a_changed_stage_is_refused(rayalign: Rayalign, chain:
 
     outcome = rayalign("train", config, "stages.first.max_steps=2")
     assert outcome.code == 2
-    assert "stage first finished here with another max_steps; set name= for a new run" in outcome.line
+    assert "stage first finished here with another max_steps (1, now 2); set name= for a new run" in outcome.line
     assert str(chain.run_folder / "first") in outcome.line  # what to remove
 
     shutil.rmtree(chain.run_folder / "first")
@@ -76,7 +76,7 @@ def test_a_change_is_seen_over_several_stages(rayalign: Rayalign, chain: Workpla
     config = chain.write()
     assert rayalign("train", config).code == 0
     outcome = rayalign("train", config, "stages.world.seed=1")
-    assert outcome.code == 2 and "stage world finished here with another seed; " in outcome.line
+    assert outcome.code == 2 and "stage world finished here with another seed (0, now 1); " in outcome.line
     shutil.rmtree(chain.run_folder / "world")
     outcome = rayalign("train", config, "stages.world.seed=1")
     assert outcome.code == 2 and "stage first finished here with another input stage:world; " in outcome.line

@@ -194,7 +194,7 @@ def test_dft_keeps_an_average_for_each_group(untied):
     engine = engine_of(untied, batch_size=2, demonstrations={"loss": "dft", "num_per_prompt": 2})
     assert engine.begin_round(0, np.arange(6), [two]) == 3
     engine.fit_step([])
-    known = engine._demo_loss._log_averages
+    known = engine._demo_loss.averages
     assert np.isfinite(known).sum() == 2
     # At the reference every importance ratio is exp(s/tau - log P-) = 1, so the log-average is 0.
     np.testing.assert_allclose(known[np.isfinite(known)], 0, atol=1e-4)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rayalign.config.load import parse_config
-from rayalign.errors import DataError, Stopped, UserError
+from rayalign.errors import Stopped, UserError
 from rayalign.run import run
 from tests.conftest import HUNG_S
 
@@ -67,7 +67,7 @@ def config_of(values: dict[str, Any], base: str, name: str, **keys: Any) -> Any:
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """All that was logged, without what depends on the clock."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.endswith(MEASURED) and not key.startswith(MEASURED)} for row in rows]
+    return [{k: v for k, v in row.items() if not k.endswith(MEASURED) and not k.startswith(MEASURED)} for row in rows]
 
 
 def stop_after(folder: Path, num: int) -> None:
@@ -114,3 +114,61 @@ def test_an_interrupted_run_has_the_numbers_of_an_uninterrupted_one(loop_values,
         assert found == wanted
     for report in ("ava/report.json", "fit/report.json"):
         assert (whole / report).read_text() == (tmp_path / "stopped" / report).read_text()
+
+
+def sft_config(values: dict[str, Any], folder: Path, name: str, **keys: Any) -> Any:
+    """Six steps of SFT on 60 rows of their own, on the base model."""
+    rows = folder / "rows.jsonl"
+    if not rows.exists():
+        lines = [json.dumps({"prompt": f"bo asks {i}", "response": f"ka {i}"}) + "\n" for i in range(60)]
+        rows.write_text("".join(lines))
+    sft = {**next(s for s in values["stages"] if s["name"] == "sft"), "data": {"path": str(rows)}}
+    stages = [{**sft, "max_steps": 6, "batch_size": 8, **keys.pop("sft", {})}]
+    checkpoints = {"every_s": None, "every_steps": 2}
+    config = {**values, "name": name, "data": {}, "placement": {"backend": "inprocess"}, "checkpoints": checkpoints}
+    return parse_config({**config, "stages": stages, **keys})
+
+
+def stopped(config: Any, folder: Path) -> None:
+    """Runs until some records are there."""
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        stop_after(folder, 3)
+        with pytest.raises(Stopped, match="saved after step|no step ended"):
+            run(config)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_what_an_interrupted_stage_is_refused_and_what_it_may(loop_values, tmp_path, capfd):
+    """Other settings, other data, a damaged checkpoint, and a beginning anew; each in words."""
+    folder = tmp_path / "run"
+    stopped(sft_config(loop_values, tmp_path, "run"), folder)
+    saved = sorted(path.name for path in (folder / "checkpoints" / "sft").iterdir() if path.name.isdigit())
+    assert saved and not (folder / ".stop").exists()
+
+    with pytest.raises(UserError) as refused:
+        run(sft_config(loop_values, tmp_path, "run", sft={"optimizer": {"learning_rate": 3e-3}}))
+    assert "stage sft was interrupted with another optimizer.learning_rate (0.001, now 0.003)" in str(refused.value)
+    assert "resume=changed" in str(refused.value)
+
+    rows = tmp_path / "rows.jsonl"
+    before = rows.read_text()
+    rows.write_text(before.replace("ka 7", "ka 8"))
+    with pytest.raises(UserError, match="was interrupted with another content of rows"):
+        run(sft_config(loop_values, tmp_path, "run"))
+    rows.write_text(before)
+
+    weights = next((folder / "checkpoints" / "sft" / saved[-1] / "state").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    capfd.readouterr()
+    run(sft_config(loop_values, tmp_path, "run"))
+    said = capfd.readouterr().err
+    assert f"{saved[-1]} is damaged" in said and "bytes of" in said
+    assert [row["step"] for row in numbers(folder)] == list(range(6))
+
+    stopped(sft_config(loop_values, tmp_path, "second"), tmp_path / "second")
+    run(sft_config(loop_values, tmp_path, "second", resume="anew"))
+    assert "goes on" not in capfd.readouterr().err
+    assert numbers(tmp_path / "second") == numbers(folder)
+    assert not list((folder / "checkpoints" / "sft").rglob("state"))  # a stage that is done needs none

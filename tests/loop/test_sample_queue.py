@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,7 +52,8 @@ class World:
             seed=seed,
             seed_of=lambda purpose, number: number,
         )
-        self.watch: Any = SimpleNamespace(clock=Clock())
+        never = SimpleNamespace(should_stop=lambda: False)
+        self.watch: Any = SimpleNamespace(clock=Clock(), hacking=never)
         self.queue = _SampleQueue(IrlStage.model_validate(values), groups)
 
     def rounds(self, num: int) -> list[list[int]]:
@@ -113,3 +115,17 @@ def test_batches_are_asked_for_as_late_as_they_may_be() -> None:
     world.policy.version += 2  # twice updated, and never synced
     with pytest.raises(StaleSamples, match="a batch of policy v0 came for the update of v2"):
         next(batches)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_a_queue_that_is_taken_up_goes_on_with_the_next_batch(max_staleness: int, step: int) -> None:
+    """After any step, also with a batch on its way: it is asked for again, and none is skipped or used twice."""
+    whole = World(5, 3, steps=8, max_staleness=max_staleness).rounds(1)
+    stopped = World(5, 3, steps=8, max_staleness=max_staleness)
+    batches = stopped.queue.batches(stopped.watch)
+    before = [next(batches)[0].ref.sequences.prompt_ids[::2].tolist() for _ in range(step)]
+    taken_up = World(5, 3, steps=8, max_staleness=max_staleness)
+    taken_up.queue.restore(json.loads(json.dumps(stopped.queue.state())))
+    after = taken_up.queue.batches(taken_up.watch, done=step)
+    assert before + [stored.ref.sequences.prompt_ids[::2].tolist() for (stored,) in after] == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from rayalign.actors.local_workers import LocalWorkers
+from rayalign.config.checkpoints import CheckpointConfig
 from rayalign.config.loops import RlStage
 from rayalign.stages.groups import RolloutGroup
 from rayalign.stages.irl import alternate
@@ -45,7 +47,9 @@ class Policy:
 class Alternation:
     """The controller's loop of three rounds on stand-ins; `saved` are the versions that were saved."""
 
-    def __init__(self, entropies: list[float], *, early_stop: bool = True, save_every: int = 1) -> None:
+    def __init__(
+        self, folder: Path, entropies: list[float], *, early_stop: bool = True, save_every: int = 1
+    ) -> None:
         self.records: list[dict[str, Any]] = []
         self.said = io.StringIO()
         self.saved: list[int] = []
@@ -63,10 +67,20 @@ class Alternation:
             update_reward=lambda clock: {},
             start_critic=lambda number: None,
             save=lambda: self.saved.append(self.policy.version),
+            saved=lambda: {},
+            fingerprints=lambda: {},
         )
         context: Any = SimpleNamespace(
-            config=SimpleNamespace(model=SimpleNamespace(dtype="float32")),
-            tracker=SimpleNamespace(log=lambda stage, round, step, metrics: self.records.append(dict(metrics))),
+            config=SimpleNamespace(
+                model=SimpleNamespace(dtype="float32"), resume="auto", checkpoints=CheckpointConfig(every_s=None)
+            ),
+            folder=folder,
+            settings={},
+            restarted=False,
+            stopping=False,
+            tracker=SimpleNamespace(
+                log=lambda stage, round, step, metrics: self.records.append(dict(metrics)), keep=lambda stage, num: None
+            ),
             progress=Progress(False, self.said),
         )
         improve = {"steps": STEPS, "prompts_per_step": 2, "samples_per_prompt": 2}
@@ -90,16 +104,16 @@ def collapsing_at(step: int) -> list[float]:
         (99, 1, 3 * STEPS, [STEPS, 2 * STEPS, 3 * STEPS]),
     ],
 )
-def test_a_loop_ends_at_a_collapse(step, save_every, versions, saved):
+def test_a_loop_ends_at_a_collapse(step, save_every, versions, saved, tmp_path):
     """As soon as two of the last three entropies are low, and the first three are behind them."""
-    loop = Alternation(collapsing_at(step), save_every=save_every)
+    loop = Alternation(tmp_path, collapsing_at(step), save_every=save_every)
     assert loop.policy.version == versions
     assert loop.saved == saved
     assert ("stops early" in loop.said.getvalue()) == (step < 99)
 
 
-def test_a_warning_stands_once_whatever_follows_and_its_measure_in_every_record():
-    loop = Alternation(collapsing_at(3), early_stop=False)
+def test_a_warning_stands_once_whatever_follows_and_its_measure_in_every_record(tmp_path):
+    loop = Alternation(tmp_path, collapsing_at(3), early_stop=False)
     assert loop.policy.version == 3 * STEPS and loop.saved == [8, 16, 24]
     warnings = [line for line in loop.said.getvalue().splitlines() if line.startswith("warning: ")]
     assert warnings == [
