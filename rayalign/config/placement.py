@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rayalign.config.base import NonNegativeInt, Positive, PositiveInt, Strict
+from rayalign.config.service import RewardServiceConfig
 
 
 class GroupPlacement(Strict):
@@ -60,6 +61,7 @@ class PlacementConfig(Strict):
     kv_cache_gib: Positive = Field(0.5, description="memory for vLLM's KV cache where there is no GPU")
     object_store_mib: PositiveInt = Field(256, ge=75, description="of a Ray started here")
     deadlines: DeadlineConfig = DeadlineConfig()
+    reward_service: RewardServiceConfig = RewardServiceConfig()
 
     @model_validator(mode="after")
     def _colocation_has_one_size(self) -> PlacementConfig:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from rayalign.config.base import NonNegativeInt, Strict, stage_reference
+from rayalign.config.credentials import refuse_credentials
 from rayalign.config.data import DataConfig, DataSource
 from rayalign.config.explain import did_you_mean
 from rayalign.config.loops import ImplicitStage, LoopStage, RlStage, SampledStage
@@ -39,6 +41,12 @@ class RunConfig(Strict):
     def max_staleness(self) -> int:
         """The most that any stage allows."""
         return max((stage.max_staleness for stage in self.stages if isinstance(stage, LoopStage)), default=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_credentials(cls, values: Any) -> Any:
+        refuse_credentials(values)
+        return values
 
     @model_validator(mode="after")
     def _references_point_backwards(self) -> RunConfig:
