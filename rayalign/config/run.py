@@ -196,6 +196,8 @@ def _check_artifact(key: str, location: str, stages: Sequence[Stage], kind: Kind
     stage = next((s for s in stages if reference and s.name == reference[0]), None)
     if reference is None or stage is None:
         return
+    if ".." in reference[1].split("/"):
+        raise ValueError(f"{key}: {location} leads out of the stage's folder; name what the stage writes, without ..")
     artifact = reference[1].split("/")[0]
     if artifact not in stage.artifacts():
         there = ", ".join(f"stage:{stage.name}/{name}" for name in stage.artifacts())
