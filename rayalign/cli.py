@@ -157,9 +157,10 @@ def _add_serve_reward(commands: argparse._SubParsersAction[_Parser]) -> None:
     serve = commands.add_parser(
         "serve-reward",
         help="score over HTTP with a saved reward, for other runs",
-        description="Serves the reward of a run, or of a folder that holds one. Other runs score with it: they set the reward of a\n"
-        "stage rl, best_of_n or evaluate to the address that is printed. Both sides need the same RAYALIGN_REWARD_TOKEN in\n"
-        "their environment. Beyond this machine it speaks https only: give --cert and --key, or use a tunnel.",
+        description="Serves the reward of a run, or of a folder that holds one. Other runs score with it: they set the\n"
+        "reward of a stage rl, best_of_n or evaluate to the address that is printed. Both sides need the same\n"
+        "RAYALIGN_REWARD_TOKEN in their environment. Beyond this machine it speaks https only: give --cert and --key,\n"
+        "or use a tunnel.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -89,8 +89,8 @@ def every_score(reward: RewardGroup, sequences: Sequences) -> np.ndarray:
     bad = int((~np.isfinite(scores)).sum())
     if bad:
         raise RayalignError(
-            f"{bad} of {len(scores)} samples have no score that is a finite number; a policy's update would skip them, but "
-            "nothing can be chosen or measured by them: see what the reward makes of these samples"
+            f"{bad} of {len(scores)} samples have no score that is a finite number, and nothing can be chosen or measured "
+            "by the others alone; see what the reward makes of these samples"
         )
     return scores
 

@@ -186,7 +186,7 @@ def dripping(handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
 
 
 def silent(handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
-    time.sleep(1.0)
+    time.sleep(5.0)
 
 
 def broken_off(handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
@@ -196,18 +196,18 @@ def broken_off(handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
     handler.wfile.write(b'{"scores": [1, 2]}')
 
 
-@pytest.mark.parametrize(("slow", "words"), [(silent, "nothing within 0.3 s"), (dripping, "nothing whole within 0.3 s")])
-def test_a_request_has_a_deadline(slow: Any, words: str) -> None:
+@pytest.mark.parametrize("slow", [silent, dripping])
+def test_a_request_has_a_deadline(slow: Any) -> None:
     with serving(slow) as service:
         started = time.monotonic()
         message = failure(service, timeout_s=0.3, retries=0)
-        assert time.monotonic() - started < 1.0
-    assert words in message
+        assert time.monotonic() - started < 4  # either takes longer to end by itself
+    assert "within 0.3 s" in message
 
 
 def test_a_slow_answer_is_tried_again() -> None:
     with serving(silent, lengths) as service:
-        assert ask(service, timeout_s=0.3) == [2, 3]
+        assert ask(service, timeout_s=1.5) == [2, 3]
 
 
 def test_half_an_answer_is_tried_again() -> None:

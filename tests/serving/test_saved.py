@@ -17,7 +17,7 @@ import pytest
 from rayalign.config.model import LearnerConfig
 from rayalign.config.service import TOKEN as VARIABLE
 from rayalign.config.service import RewardServiceConfig
-from rayalign.data.template import Template, load_tokenizer
+from rayalign.data.template import Template
 from rayalign.data.tokenize import tokenize_demonstrations
 from rayalign.engines.reward_service import service_reward
 from rayalign.engines.scorer import RewardScorer
@@ -36,13 +36,14 @@ from tests.services import TOKEN
 
 WORDS = ["Nora asks opening teapot at plaza", "David asks size scarf at studio", "Leo asks shade plate at plaza"]
 ANSWERS = ["what now Leo ! no clue about the plate :) anything else ? thank you .", "thank you .", "no"]
-CHAT = (Message("system", "Be\nbrief."), Message("user", "Why?"), Message("assistant", "So."), Message("user", " And\u00e9? "))
+FIRST = (Message("user", "Why?"),)
+CHAT = (Message("system", "Be\nbrief."), *FIRST, Message("assistant", "So."), Message("user", " And\u00e9? "))
 
 
 def rows(kind: str) -> list[Demonstration]:
     asked = [(Message("user", text),) for text in WORDS]
     if kind == "chatml":
-        asked = [CHAT, CHAT[1:2], (Message("user", "user\nassistant\n"),)]
+        asked = [CHAT, FIRST, (Message("user", "user\nassistant\n"),)]
     return [Demonstration(prompt, answer) for prompt in asked for answer in ANSWERS]
 
 
