@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 TOKEN = "s3cret-of-the-tests"
@@ -81,3 +83,13 @@ def lengths(handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
     """A reward: the number of words."""
     found = [float(len(response.split())) for response in asked["responses"]]
     answer(handler, 200, json.dumps({"scores": found}).encode())
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for the loopback and its key, made by openssl."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    files = ["-keyout", str(key), "-out", str(cert)]
+    subprocess.run(["openssl", "req", "-x509", *kind, *subject, *files], check=True, capture_output=True)
+    return cert, key

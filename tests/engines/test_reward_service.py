@@ -6,7 +6,6 @@ import math
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
@@ -25,7 +24,7 @@ from rayalign.errors import RayalignError, UserError
 from rayalign.planted.tokenizer import save_tokenizer
 from rayalign.ports import ServiceSetup
 from rayalign.types import Ragged, Sequences
-from tests.services import TOKEN, Service, answer, lengths, scores, serving, status
+from tests.services import TOKEN, Service, answer, certificate, lengths, scores, serving, status
 
 QUICK = RewardServiceConfig(timeout_s=5, retries=1, batch_size=2)
 AGAIN = {"Retry_After": "0"}
@@ -284,16 +283,13 @@ def test_no_token_in_clear(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A certificate that nobody vouches for is refused at once, before the token is sent; SSL_CERT_FILE vouches."""
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
-    subprocess.run(["openssl", "req", "-x509", *kind, *subject, *files], check=True, capture_output=True)
+    cert, key = certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    context.load_cert_chain(cert, key)
     with serving(lengths, tls=context) as service:
         assert "its certificate is not trusted (self-signed certificate)" in failure(service, UserError)
         assert not service.asked
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
         assert ask(service) == [2, 3]
     with serving(dripping, tls=context) as service:
         assert "within 0.3 s" in failure(service, timeout_s=0.3, retries=0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from rayalign.engines.reward_service import RewardService
 from rayalign.errors import DataError, UserError
 from rayalign.serving import http as serving_http
 from rayalign.serving.http import RewardServer
-from tests.services import TOKEN
+from tests.services import TOKEN, certificate
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -176,6 +179,26 @@ def until(holds: Callable[[], bool]) -> bool:
     while not (held := holds()) and time.monotonic() < due:
         time.sleep(0.05)
     return held
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_over_tls(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--cert` and `--key` make it; who connects and says nothing holds up nobody."""
+    cert, key = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    monkeypatch.setenv("RAYALIGN_REWARD_TOKEN", TOKEN)
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    with RewardServer(("127.0.0.1", 0), words, TOKEN, tls=context) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        port = server.server_address[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            service = RewardService(f"https://127.0.0.1:{port}/score", RewardServiceConfig(timeout_s=10, retries=0))
+            assert service(["a"], ["x y"]) == [2]
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            request(port, {"prompts": ["a"], "responses": ["x"]})  # in clear
+        assert service(["a"], ["x y"]) == [2]
+        server.shutdown()
 
 
 def test_our_own_client_speaks_with_it(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
