@@ -47,13 +47,13 @@ class RewardServer(ThreadingHTTPServer):
     def __init__(
         self, address: tuple[str, int], score: Score, token: str, *, tls: ssl.SSLContext | None = None
     ) -> None:
+        self._score, self._token = score, f"Bearer {token}".encode()
+        self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
         if tls is not None:  # the handshake is the handler's, within its time, and not that of the thread that accepts
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        self._score, self._token = score, f"Bearer {token}".encode()
-        self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def is_known(self, authorization: str) -> bool:
         """Whether a header shows the token; takes as long whatever it shows."""

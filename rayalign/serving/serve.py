@@ -33,14 +33,14 @@ def serve_reward(
     folder = find_reward(place)
     _pin(threads)
     reward = SavedReward(folder, chat_template=chat_template, trust_remote_code=trust_remote_code)
-    with _bound(host, port, reward, token, tls) as server:
-        name = f"[{host}]" if ":" in host else host
-        where = f"http{'s' if tls else ''}://{name}:{server.server_address[1]}/score"
-        print(f"{folder} scores at {where}, for who shows the token in {TOKEN}; Ctrl-C ends it", flush=True)
-        try:
+    try:
+        with _bound(host, port, reward, token, tls) as server:
+            name = f"[{host}]" if ":" in host else host
+            where = f"http{'s' if tls else ''}://{name}:{server.server_address[1]}/score"
+            print(f"{folder} scores at {where}, for who shows the token in {TOKEN}; Ctrl-C ends it", flush=True)
             server.serve_forever()
-        except KeyboardInterrupt:
-            print("rayalign: the service has ended", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("rayalign: the service has ended", file=sys.stderr)
 
 
 def _tls(host: str, cert: Path | None, key: Path | None) -> ssl.SSLContext | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,6 +63,11 @@ def save_reward(folder: Path, kind: str) -> None:
     template(kind).save_tokenizer(folder)
 
 
+def _heeds_ctrl_c() -> None:
+    """A shell's background jobs, which this may run in, do not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def directly(folder: Path, sequences: Sequences) -> np.ndarray:
     found = RewardScorer(ScorerSetup(str(folder), model_config(), LearnerConfig())).score_sequences(sequences)
     return found.values[np.argsort(found.rows)]
@@ -75,7 +82,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def serve(place: Path, *options: str) -> str:
         command = [sys.executable, "-m", "rayalign.cli", "serve-reward", str(place), "--port", "0", *options]
         log = (tmp_path / "log.txt").open("w")
-        process = subprocess.Popen(command, env=one_thread(), stdout=subprocess.PIPE, stderr=log, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": log}
+        process = subprocess.Popen(command, env=one_thread(), **pipes, text=True, preexec_fn=_heeds_ctrl_c)
         started.append(process)
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -86,8 +94,9 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield serve
     for process in started:
-        process.terminate()
-        process.communicate(timeout=20)
+        process.send_signal(signal.SIGINT)  # as Ctrl-C does
+        process.communicate(timeout=60)
+        assert process.returncode == 0 and (tmp_path / "log.txt").read_text() == "rayalign: the service has ended\n"
 
 
 def test_scores_over_http_are_those_of_the_reward(served: Any, tmp_path: Path) -> None:
@@ -175,6 +184,17 @@ def test_beyond_this_machine_it_wants_a_certificate(
     with pytest.raises(UserError, match=words) as error:
         serve_reward(tmp_path, **{"port": 0, **options})
     assert TOKEN not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_port_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_reward(tmp_path / "reward", "planted")
+    monkeypatch.setenv(VARIABLE, TOKEN)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port, words in ((taken.getsockname()[1], "Address already in use"), (99_999, "must be 0-65535")):
+            with pytest.raises(UserError, match=rf"cannot listen on 127.0.0.1, port {port} \(.*{words}"):
+                serve_reward(tmp_path / "reward", host="127.0.0.1", port=port)
 
 
 def test_code_of_the_folder_is_not_run(tmp_path: Path) -> None:
