@@ -1,4 +1,4 @@
-"""The command line: train, demo, recipes, config, doctor. Errors are one line; exit code 2 for what the user can mend."""
+"""The command line. Errors are one line; exit code 2 for what the user can mend."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ EXAMPLES = """examples:
   rayalign doctor configs/rft.yaml                            what it needs, and whether it is here
   rayalign config configs/rft.yaml seed=1                     all settings, resolved
   rayalign train configs/rft.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct
+  rayalign serve-reward runs/demo                             score with its reward over HTTP, for other runs
   rayalign train configs/rft.yaml stages.irl.rounds=3 placement.policy.gpus=4
   ray job submit --working-dir . -- rayalign train configs/rft.yaml"""
 
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipes(commands)
     _add_config(commands)
     _add_doctor(commands)
+    _add_serve_reward(commands)
     return parser
 
 
@@ -151,6 +153,34 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor.set_defaults(run=_doctor)
 
 
+def _add_serve_reward(commands: argparse._SubParsersAction[_Parser]) -> None:
+    serve = commands.add_parser(
+        "serve-reward",
+        help="score over HTTP with a saved reward, for other runs",
+        description="Serves the reward of a run, or of a folder that holds one. Other runs score with it: they set the\n"
+        "reward of a stage rl, best_of_n or evaluate to the address that is printed. Both sides need the same\n"
+        "RAYALIGN_REWARD_TOKEN in their environment. Beyond this machine it speaks https only: give --cert and --key,\n"
+        "or use a tunnel.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("place", type=Path, metavar="RUN_OR_FOLDER", help="a run's folder, or RUN/STAGE/reward")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8400, help="the port to listen on (8400); 0 takes a free one")
+    serve.add_argument("--threads", type=_count, metavar="N", help="threads that score; OMP_NUM_THREADS, or all cores")
+    serve.add_argument("--cert", type=Path, metavar="FILE", help="a certificate (PEM), for https")
+    serve.add_argument("--key", type=Path, metavar="FILE", help="its key, if it is not in the same file")
+    serve.add_argument("--chat-template", metavar="FILE", help='a .jinja file, or "plain"; else the one saved beside it')
+    serve.add_argument("--trust-remote-code", action="store_true", help="run code that the folder brings")
+    serve.set_defaults(run=_serve_reward)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def _command(commands: argparse._SubParsersAction[_Parser], name: str, summary: str, description: str) -> _Parser:
     return commands.add_parser(
         name,
@@ -221,6 +251,21 @@ def _doctor(parsed: argparse.Namespace) -> None:
     names = [word for word in parsed.configs if word not in overrides] or ["demo"]
     if not examine({name: _load(name, overrides) for name in names}):
         sys.exit(2)
+
+
+def _serve_reward(parsed: argparse.Namespace) -> None:
+    from rayalign.serving.serve import serve_reward
+
+    serve_reward(
+        parsed.place,
+        host=parsed.host,
+        port=parsed.port,
+        threads=parsed.threads,
+        cert=parsed.cert,
+        key=parsed.key,
+        chat_template=parsed.chat_template,
+        trust_remote_code=parsed.trust_remote_code,
+    )
 
 
 def _load(name: str, overrides: Sequence[str]) -> RunConfig:

@@ -15,6 +15,7 @@ from rayalign.config.improve import PolicyStepConfig
 from rayalign.config.loops import ImplicitStage
 from rayalign.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 from rayalign.config.reward import RewardConfig
+from rayalign.config.service import RewardServiceConfig
 from rayalign.config.stage_base import SamplingConfig
 from rayalign.types import Rollout, Scores, Sequences, Stored, TokenizedPrompts, WeightReport
 
@@ -126,6 +127,17 @@ class ScorerSetup:
     model: ModelConfig
     learner: LearnerConfig
     token_rewards: bool = False  # scores come with those of single tokens
+
+
+@dataclass(frozen=True)
+class ServiceSetup:
+    """What a worker that asks a reward behind HTTP is built from."""
+
+    url: str
+    service: RewardServiceConfig
+    tokenizer: str
+    chat_template: str | None
+    trust_remote_code: bool = False  # of the tokenizer
 
 
 @dataclass(frozen=True)

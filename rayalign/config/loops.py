@@ -11,6 +11,7 @@ from rayalign.config.data import DataConfig
 from rayalign.config.improve import PolicyStepConfig
 from rayalign.config.model import OptimizerConfig
 from rayalign.config.reward import RewardConfig, Weighting
+from rayalign.config.service import RewardLocation, is_service
 from rayalign.config.stage_base import (
     Held,
     Input,
@@ -129,7 +130,9 @@ class RlStage(LoopStage):
 
     kind: Literal["rl"] = "rl"
     name: str = "rl"
-    reward: Location | None = Field(None, description="a saved reward; unset where Python gives one of your own")
+    reward: RewardLocation | None = Field(
+        None, description="a saved reward, or a service's http(s) address; unset where Python gives one of your own"
+    )
     token_rewards: bool = Field(
         False, description="each token earns its own (rewards of ava, log_ratio, implicit); else the sum at the end"
     )
@@ -141,15 +144,16 @@ class RlStage(LoopStage):
                 f"token_rewards: advantage {self.improve.advantage} gives a response one advantage; set "
                 "improve.advantage to reinforce_pp or gae, or token_rewards to false"
             )
+        if self.token_rewards and is_service(self.reward):
+            raise ValueError("token_rewards: a service gives a response one number; set it to false")
         return self
 
     @model_validator(mode="after")
     def _a_critic_has_a_start(self) -> RlStage:
         critic = self.improve.critic
-        if critic is not None and critic.init is None and self.reward is None:
-            raise ValueError(
-                "improve.critic.init: a reward of your own gives the critic no weights; name a model to start from"
-            )
+        if critic is not None and critic.init is None and (self.reward is None or is_service(self.reward)):
+            given = "a service" if self.reward else "a reward of your own"
+            raise ValueError(f"improve.critic.init: {given} gives the critic no weights; name a model to start from")
         return self
 
     def inputs(self) -> dict[str, Input]:

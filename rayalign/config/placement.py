@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rayalign.config.base import NonNegativeInt, Positive, PositiveInt, Strict
+from rayalign.config.service import RewardServiceConfig
 
 
 class GroupPlacement(Strict):
@@ -63,6 +64,7 @@ class PlacementConfig(Strict):
     max_restarts: NonNegativeInt = Field(
         3, description="how often a stage whose worker died or hung goes on from its last checkpoint, before the run ends"
     )
+    reward_service: RewardServiceConfig = RewardServiceConfig()
 
     @model_validator(mode="after")
     def _colocation_has_one_size(self) -> PlacementConfig:

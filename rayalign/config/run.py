@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from rayalign.config.base import NonNegativeInt, Strict, stage_reference
 from rayalign.config.checkpoints import CheckpointConfig
+from rayalign.config.credentials import refuse_credentials
 from rayalign.config.data import DataConfig, DataSource
 from rayalign.config.explain import did_you_mean
 from rayalign.config.loops import ImplicitStage, LoopStage, RlStage, SampledStage
@@ -47,6 +48,12 @@ class RunConfig(Strict):
     def max_staleness(self) -> int:
         """The most that any stage allows."""
         return max((stage.max_staleness for stage in self.stages if isinstance(stage, LoopStage)), default=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_credentials(cls, values: Any) -> Any:
+        refuse_credentials(values)
+        return values
 
     @model_validator(mode="after")
     def _references_point_backwards(self) -> RunConfig:
@@ -196,6 +203,8 @@ def _check_artifact(key: str, location: str, stages: Sequence[Stage], kind: Kind
     stage = next((s for s in stages if reference and s.name == reference[0]), None)
     if reference is None or stage is None:
         return
+    if ".." in reference[1].split("/"):
+        raise ValueError(f"{key}: {location} leads out of the stage's folder; name what the stage writes, without ..")
     artifact = reference[1].split("/")[0]
     if artifact not in stage.artifacts():
         there = ", ".join(f"stage:{stage.name}/{name}" for name in stage.artifacts())

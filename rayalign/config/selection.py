@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from rayalign.config.base import Location, NonNegativeInt, Positive, PositiveInt, Strict
 from rayalign.config.data import DataConfig, DataSource
+from rayalign.config.service import RewardLocation
 from rayalign.config.stage_base import Held, Input, SamplingConfig, StageBase, prompts_or_demonstrations, set_inputs
 
 MAX_CANDIDATES = 16_384  # all candidates of a prompt are one request to vLLM, which takes no more of them
@@ -26,7 +27,7 @@ class BestOfNStage(StageBase):
     kind: Literal["best_of_n"] = "best_of_n"
     name: str = "best_of_n"
     policy: Location
-    reward: Location
+    reward: RewardLocation
     n: list[Candidates] = Field(default=[1, 2, 4, 8, 16], min_length=1, description="how many to choose among")
     prompts: DataSource | None = Field(None, description="data.prompts, or the demonstrations' prompts, if unset")
     num_prompts: PositiveInt | None = None
@@ -53,7 +54,7 @@ class BestOf(Strict):
     """Answers with the best of n samples by a reward."""
 
     policy: Location
-    reward: Location
+    reward: RewardLocation
     best_of: Candidates
 
 
@@ -97,7 +98,7 @@ class EvaluateStage(StageBase):
     temperatures: list[Positive] = Field(default=[1.0], min_length=1)
     sampling: SamplingConfig = SamplingConfig()
     num_examples: NonNegativeInt = 3
-    reward: Location | None = Field(None, description="a learned reward that scores the samples too")
+    reward: RewardLocation | None = Field(None, description="a learned reward or a service that scores the samples too")
     preferences: DataSource | None = Field(None, description="held-out pairs for the reward's accuracy")
     golden: Literal["planted"] | None = Field(None, description="a known reward, shown and never trained on")
 

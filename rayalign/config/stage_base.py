@@ -6,6 +6,7 @@ know of a stage.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -17,6 +18,8 @@ from rayalign.config.data import DataConfig, DataSource
 
 RESERVED = ("tensorboard", "wandb", "mlflow")  # folders that the trackers write beside the stages'
 DEMONSTRATIONS = "demonstrations"  # one side of a pair: the run's own demonstrations
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Kind = Literal["demonstrations", "prompts", "preferences", "model", "reward", "samples"]
 
@@ -78,11 +81,17 @@ class StageBase(Strict):
 
     ARTIFACTS: ClassVar[tuple[str, ...]] = ()
 
-    name: str = Field(pattern="^[a-z0-9][a-z0-9_-]*$")
+    name: str
 
     @field_validator("name")
     @classmethod
     def _name_is_free(cls, name: str) -> str:
+        # Here and not in the field, which each kind of stage gives a default of its own, and with it loses its pattern.
+        if _NAME.fullmatch(name) is None:
+            raise ValueError(
+                f"{name!r} is no name of a folder in the run's; use letters, digits, dashes and underscores, and a letter "
+                "or digit first"
+            )
         if name in RESERVED:
             raise ValueError(f"{name} is a folder of the run's own; give the stage another name")
         return name

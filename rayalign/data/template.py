@@ -106,6 +106,13 @@ class Template:
         )
         return str(text)
 
+    def without_special(self, text: str) -> str:
+        """A rendered text without its special tokens, as `decode_prompt` would show it apart from spaces beside them."""
+        special = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        for token in sorted(special | set(self._tokenizer.all_special_tokens), key=len, reverse=True):
+            text = text.replace(token, "")
+        return text
+
     def save_tokenizer(self, folder: str | Path) -> None:
         """Puts the tokenizer beside saved weights, with the template that the run used."""
         self._tokenizer.chat_template = self.chat_template

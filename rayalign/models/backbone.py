@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ def load_pretrained(
             )
     except (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"{path}: cannot be loaded as a model ({_brief(error)}); {_advice(path)}") from error
+    except UnpicklingError as error:  # of pytorch_model.bin, which is read as tensors and nothing else
+        raise UserError(
+            f"{path}: its weights are a pickle of more than tensors, which could run code and is not read; give a folder "
+            "with safetensors"
+        ) from error
     missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])} - {*new_weights}
     if missing:
         some = ", ".join(sorted(missing)[:3])

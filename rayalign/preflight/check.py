@@ -19,6 +19,7 @@ from rayalign.config.data import DataSource
 from rayalign.config.fits import LOG_RATIO
 from rayalign.config.loops import LoopStage, RlStage
 from rayalign.config.run import RunConfig
+from rayalign.config.service import clear_text_problem, is_service
 from rayalign.config.stage_base import Input
 from rayalign.config.stages import SftStage, Stage
 from rayalign.data.sources import could_be_hub_name
@@ -108,6 +109,8 @@ def _look(config: RunConfig, stage: Stage, key: str, needed: Input, earlier: lis
     made = _made(key, location, stage, earlier)
     if made:
         return made
+    if needed.kind == "reward" and is_service(location):
+        return _service(key, location)
     if isinstance(needed.source, DataSource):
         return _data(key, needed.kind, needed.source)
     if needed.kind == "samples":
@@ -131,6 +134,15 @@ def _made(key: str, location: str, stage: Stage, earlier: list[str]) -> Finding 
     return Finding(
         key, "missing", f"{location} is made after stage {stage.name} needs it; move stage {reference[0]} before it"
     )
+
+
+def _service(key: str, url: str) -> Finding:
+    """A service is asked when its stage begins; here only whether it may be."""
+    try:
+        problem = clear_text_problem(url)
+    except UserError as error:
+        problem = str(error)
+    return Finding(key, "missing" if problem else "ok", problem or f"{url}, a service that scores; not asked yet")
 
 
 def _data(key: str, kind: str, source: DataSource) -> Finding:

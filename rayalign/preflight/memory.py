@@ -17,6 +17,7 @@ from typing import Any
 from rayalign.actors.plan import make_plan
 from rayalign.config.base import stage_reference
 from rayalign.config.run import RunConfig
+from rayalign.config.service import is_service
 from rayalign.config.stage_base import Held
 from rayalign.config.stages import SftStage
 
@@ -94,7 +95,7 @@ def num_parameters(config: RunConfig, location: str, *, asked: frozenset[str] = 
     `asked` are artifacts on the way here: what starts from itself (model.path: stage:sft/policy) has no size, and is
     refused before a run.
     """
-    if location in asked:
+    if location in asked or is_service(location):
         return None
     asked |= {location}
     reference = stage_reference(location)

@@ -14,7 +14,7 @@ from rayalign.ports import ExtrapolateSetup
 from rayalign.stages.context import RunContext
 from rayalign.stages.groups import RewardGroup, RolloutGroup
 from rayalign.stages.inputs import locate_model
-from rayalign.stages.scoring import scorer, scorer_setup
+from rayalign.stages.scoring import every_score, fixed_reward, scorer
 from rayalign.types import Sequences, TokenizedPrompts
 
 SEED_OFFSET = 10_000  # evaluation never repeats the random numbers of training
@@ -27,7 +27,7 @@ def check_answerers(context: RunContext, models: dict[str, Answerer]) -> None:
         match model:
             case BestOf():
                 locate_model(context, model.policy)
-                scorer_setup(context, model.reward)
+                fixed_reward(context, model.reward)
             case Extrapolated():
                 locate_model(context, model.policy)
                 locate_model(context, model.reference)
@@ -57,7 +57,7 @@ def answers(
 
 def best_of(reward: RewardGroup, candidates: Sequences, num: int, random: np.random.Generator) -> Sequences:
     """The best by the reward of every `num` consecutive candidates."""
-    scores = reward.score_sequences(candidates).reshape(-1, num)
+    scores = every_score(reward, candidates).reshape(-1, num)
     return candidates.take(chosen(scores, random) + np.arange(0, len(candidates), num))
 
 

@@ -17,18 +17,18 @@ from rayalign.stages.context import RunContext
 from rayalign.stages.golden import golden_expert, golden_scores
 from rayalign.stages.inputs import load_prompts, locate_model
 from rayalign.stages.sample import stored_lines
-from rayalign.stages.scoring import scorer, scorer_setup
+from rayalign.stages.scoring import every_score, fixed_reward, scorer
 from rayalign.storage.aside import write_json, written_aside
 from rayalign.types import Rollout
 
 
 def run_best_of_n(context: RunContext, stage: BestOfNStage) -> None:
     """Artifacts: `best.jsonl`, in the form of a sample stage's rows, `curve.json` and `curve.png`."""
-    scorer_setup(context, stage.reward)  # a reward that is not there is told before the first sample is drawn
+    fixed_reward(context, stage.reward)  # a reward that is not there is told before the first sample is drawn
     rollout = _candidates(context, stage)
     most, sequences = max(stage.n), rollout.sequences
     with context.progress.stage(f"{stage.name}: scoring"), scorer(context, stage.reward) as reward:
-        scores = reward.score_sequences(sequences).astype(np.float64).reshape(-1, most)
+        scores = every_score(reward, sequences).astype(np.float64).reshape(-1, most)
     golden = None
     if stage.golden:
         golden = golden_scores(stage.golden, context.template(), sequences).reshape(-1, most)

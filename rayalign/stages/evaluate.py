@@ -16,7 +16,7 @@ from rayalign.stages.context import RunContext
 from rayalign.stages.golden import golden_attributes, golden_expert, golden_scores, rank_accuracy
 from rayalign.stages.groups import RewardGroup
 from rayalign.stages.inputs import load_preferences, load_prompts
-from rayalign.stages.scoring import scorer
+from rayalign.stages.scoring import every_score, scorer
 from rayalign.storage.aside import write_json, written_aside
 from rayalign.types import Sequences, TokenizedPrompts
 
@@ -75,7 +75,7 @@ def _cell(
         "length": mean_interval(_by_prompt(lengths, sequences)).as_dict(),
         "ended_frac": float(sequences.ended.mean()),
     }
-    scores = reward.score_sequences(sequences) if reward is not None else None
+    scores = every_score(reward, sequences) if reward is not None else None
     if scores is not None:
         cell["reward"] = mean_interval(_by_prompt(scores, sequences)).as_dict()
     if stage.golden:
@@ -95,7 +95,7 @@ def _reward_accuracy(
     found: dict[str, Any] = {}
     if stage.preferences is not None:
         chosen, rejected = load_preferences(context, stage.preferences)
-        margins = reward.score_sequences(chosen) - reward.score_sequences(rejected)
+        margins = every_score(reward, chosen) - every_score(reward, rejected)
         found["heldout_pairs"] = accuracy_interval(margins).as_dict()
     last = models[list(models)[-1]][f"{stage.temperatures[0]:g}"]
     if last.get("rank_accuracy"):

@@ -17,9 +17,8 @@ from rayalign.data.fingerprint import fingerprint
 from rayalign.data.tokenize import prompts_of
 from rayalign.engines.policy import PolicyEngine
 from rayalign.engines.reward import RewardEngine
-from rayalign.engines.scorer import RewardScorer
 from rayalign.errors import DataError, UserError
-from rayalign.ports import PolicySetup, RewardSetup, ScorerSetup, Workers
+from rayalign.ports import PolicySetup, RewardSetup, ScorerSetup, ServiceSetup, Workers
 from rayalign.stages.context import RunContext
 from rayalign.stages.groups import PolicyGroup, RewardGroup, RolloutGroup, StoredRollouts
 from rayalign.stages.inputs import (
@@ -31,7 +30,7 @@ from rayalign.stages.inputs import (
     matched_to,
 )
 from rayalign.stages.pairs import load_pairs, tell_balance
-from rayalign.stages.scoring import scorer_setup
+from rayalign.stages.scoring import fixed_reward
 from rayalign.storage.aside import written_aside
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.metrics import Metrics
@@ -195,17 +194,15 @@ def load_negatives(context: RunContext, location: str, demonstrations: Sequences
 
 def _reward(
     context: RunContext, stage: LoopStage, split: DemonstrationSplit | None
-) -> tuple[Callable[[Any], Any], RewardSetup | ScorerSetup]:
-    """What builds a reward worker, and from what: a learned one, a saved one, or one of the user's own."""
+) -> tuple[Callable[[Any], Any], RewardSetup | ScorerSetup | ServiceSetup]:
+    """What builds a reward worker, and from what: a learned one, a fixed one, or one of the user's own."""
     own = context.components.reward is not RewardEngine
     if isinstance(stage, RlStage) and not own:
         if stage.reward is None:
             raise UserError(f"stage {stage.name} needs a reward: set its reward, or pass train(reward=...)")
         critic = stage.improve.critic
         from_reward = critic is not None and critic.init is None
-        return RewardScorer, scorer_setup(
-            context, stage.reward, token_rewards=stage.token_rewards, starts_critic=from_reward
-        )
+        return fixed_reward(context, stage.reward, token_rewards=stage.token_rewards, starts_critic=from_reward)
     config = stage.reward if isinstance(stage, IrlStage) else RewardConfig(init=stage.policy)
     if not own:
         locate_model(context, config.init)

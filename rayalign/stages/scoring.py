@@ -1,19 +1,43 @@
-"""A group that scores with a saved reward, for the stages that need one and train none."""
+"""A group that scores with a saved reward or a service, for the stages that need one and train none."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from rayalign.config.fits import LOG_RATIO
+from rayalign.config.service import is_service
+from rayalign.engines.reward_service import service_reward
 from rayalign.engines.scorer import RewardScorer
-from rayalign.errors import UserError
-from rayalign.ports import ScorerSetup
+from rayalign.errors import RayalignError, UserError
+from rayalign.ports import ScorerSetup, ServiceSetup
 from rayalign.stages.context import RunContext
 from rayalign.stages.groups import RewardGroup
 from rayalign.stages.inputs import locate_model
+from rayalign.types import Sequences
+
+
+def fixed_reward(
+    context: RunContext, location: str, *, token_rewards: bool = False, starts_critic: bool = False
+) -> tuple[Callable[[Any], Any], ScorerSetup | ServiceSetup]:
+    """What builds a worker that scores, and from what: a saved reward, or the address of a service. Raises UserError."""
+    if not is_service(location):
+        return RewardScorer, scorer_setup(
+            context, location, token_rewards=token_rewards, starts_critic=starts_critic
+        )
+    config = context.config
+    return service_reward, ServiceSetup(
+        url=location,
+        service=config.placement.reward_service,
+        tokenizer=context.tokenizer_path,
+        chat_template=config.data.chat_template,
+        trust_remote_code=config.model.trust_remote_code,
+    )
 
 
 def scorer_setup(
@@ -55,8 +79,20 @@ def _check_kind(location: str, config: Path, *, token_rewards: bool) -> bool:
 
 def start_scorer(context: RunContext, location: str) -> RewardGroup:
     """A group of scorers; the caller closes its workers."""
-    setup = scorer_setup(context, location)
-    return RewardGroup(context.fleet.start("reward", RewardScorer, [setup] * context.fleet.num_workers("reward")))
+    factory, setup = fixed_reward(context, location)
+    return RewardGroup(context.fleet.start("reward", factory, [setup] * context.fleet.num_workers("reward")))
+
+
+def every_score(reward: RewardGroup, sequences: Sequences) -> np.ndarray:
+    """[B] scores to choose or to measure by. Raises RayalignError where one is no finite number."""
+    scores = reward.score_sequences(sequences)
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise RayalignError(
+            f"{bad} of {len(scores)} samples have no score that is a finite number, and nothing can be chosen or measured "
+            "by the others alone; see what the reward makes of these samples"
+        )
+    return scores
 
 
 @contextlib.contextmanager

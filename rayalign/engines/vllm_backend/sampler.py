@@ -189,6 +189,7 @@ def _prepare_environment(threads: int) -> None:
     """vLLM reads these at import; they keep the engine in this process and its threads where the placement put them."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # else it reports model and hardware to its makers
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Its warnings are of its own insides and of what it switches off; VLLM_LOGGING_LEVEL=WARNING brings them back.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -1,0 +1,35 @@
+"""No address in a config may hold a user or a password: the run writes its config to disk, to trackers and to logs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rayalign.config.explain import stage_name
+
+_IN_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
+_ELSEWHERE = {
+    "telemetry.mlflow.tracking_uri": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
+    "in the environment",
+    "reward": "set RAYALIGN_REWARD_TOKEN in the environment",
+}
+
+
+def refuse_credentials(values: Any) -> None:
+    """Raises ValueError, which names the key and not the value, for the first address with a user or a password."""
+    key = _first(values, "")
+    if key is not None:
+        found = _ELSEWHERE.get(key) or _ELSEWHERE.get(key.rpartition(".")[2]) or "give them where the library looks for them"
+        raise ValueError(f"{key}: the address holds a user or a password, which would be written to disk; {found}")
+
+
+def _first(node: Any, key: str) -> str | None:
+    if isinstance(node, str):
+        return key if _IN_ADDRESS.search(node) else None
+    below: list[tuple[str, Any]] = []
+    if isinstance(node, dict):
+        below = [(str(name), value) for name, value in node.items()]
+    elif isinstance(node, list):
+        below = [(stage_name(value) or str(place), value) for place, value in enumerate(node)]
+    found = (_first(value, f"{key}.{name}" if key else name) for name, value in below)
+    return next((name for name in found if name is not None), None)

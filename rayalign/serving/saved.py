@@ -1,0 +1,111 @@
+"""A saved reward as a function of texts: the tokens are made as in training, the scores are those of a run that loads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayalign.config.fits import LOG_RATIO
+from rayalign.config.model import LearnerConfig, ModelConfig
+from rayalign.data.rendered import RenderedPrompts
+from rayalign.data.template import Template, load_tokenizer
+from rayalign.engines.scorer import RewardScorer
+from rayalign.errors import DataError, UserError
+from rayalign.ports import ScorerSetup
+from rayalign.types import Ragged, Sequences
+
+MAX_LENGTH = 2048  # tokens of prompt and response, where the model does not say how far it reads
+
+
+class SavedReward:
+    """Scores texts with the reward in a folder.
+
+    Args:
+        chat_template: "plain" or a .jinja file, where the folder's tokenizer brings none.
+
+    Raises UserError for a folder that holds no reward, or no tokenizer.
+    """
+
+    def __init__(self, folder: Path, *, chat_template: str | None = None, trust_remote_code: bool = False) -> None:
+        settings = _settings(folder)
+        self._template = Template(load_tokenizer(folder, trust_remote_code=trust_remote_code), chat_template)
+        self._prompts = RenderedPrompts(self._template)
+        self._max_length = _max_length(settings)
+        model = ModelConfig(
+            path=str(folder),
+            dtype="bfloat16" if (settings.get("dtype") or settings.get("torch_dtype")) == "bfloat16" else "float32",
+            max_length=self._max_length,
+            trust_remote_code=trust_remote_code,
+        )
+        self._scorer = RewardScorer(ScorerSetup(str(folder), model, LearnerConfig()))
+
+    def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
+        """Normalised scores of B prompts and responses, each response taken for one that ended.
+
+        Raises DataError, which names the place, for a text that cannot be scored.
+        """
+        if not prompts:
+            return []
+        asked, answered = self._prompts.encode(prompts), self._template.encode_responses(responses)
+        rows = [[*prompt, *response] for prompt, response in zip(asked, answered, strict=True)]
+        for place, row in enumerate(rows):
+            if len(row) > self._max_length:
+                raise DataError(f"prompts[{place}] and its response are {len(row)} tokens, over {self._max_length}")
+        num = len(rows)
+        lengths = np.array([len(prompt) for prompt in asked], dtype=np.int64)
+        scores = self._scorer.score_sequences(
+            Sequences(Ragged.from_list(rows), lengths, np.arange(num), np.full(num, True))
+        )
+        values = np.empty(num, dtype=np.float32)
+        values[scores.rows] = scores.values
+        return values.tolist()
+
+
+def find_reward(place: Path) -> Path:
+    """The reward at a place: a folder that holds one, or a run's only one. Raises UserError."""
+    place = place.expanduser()
+    if not place.is_dir():
+        raise UserError(f"{place}: no such folder; give a run's folder, or one that holds a reward")
+    if (place / LOG_RATIO).is_file() or (place / "config.json").is_file():
+        return place
+    found = [folder for folder in sorted(place.glob("*/reward")) if _holds_reward(folder)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        there = ", ".join(str(folder) for folder in found)
+        raise UserError(f"{place}: {len(found)} rewards are in this run ({there}); name one of them")
+    raise UserError(f"{place}: no reward in this folder, nor in a stage's; give RUN, or RUN/STAGE/reward")
+
+
+def _holds_reward(folder: Path) -> bool:
+    return (folder / LOG_RATIO).is_file() or (folder / "config.json").is_file()
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The config of the reward's model; of the policy, where the reward is a ratio of two. Raises UserError."""
+    if (folder / LOG_RATIO).is_file():
+        policy = folder / str(_json(folder / LOG_RATIO).get("policy"))
+        return _json(policy / "config.json") if (policy / "config.json").is_file() else {}
+    settings = _json(folder / "config.json")
+    causal = any(str(name).endswith("ForCausalLM") for name in settings.get("architectures") or ())
+    if causal and not settings.get("rayalign_reward"):
+        raise UserError(f"{folder}: a language model, and no reward; give a folder that a stage saved as its reward")
+    return settings
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: cannot be read as a model's settings; give a whole folder")
+    return found
+
+
+def _max_length(settings: dict[str, Any]) -> int:
+    positions = settings.get("max_position_embeddings")
+    return positions if isinstance(positions, int) and positions > 0 else MAX_LENGTH
