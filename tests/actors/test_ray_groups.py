@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import ray
 from rayalign.actors.fleet import RayFleet
 from rayalign.actors.ray_workers import RayWorkers
 from rayalign.config.placement import PlacementConfig
-from rayalign.errors import CallFailed, Diverged, PlacementError, SyncError
+from rayalign.errors import CallFailed, Diverged, PlacementError, SyncError, WorkerLost
 from rayalign.types import Stored
 
 EIGHT = {"policy": {"gpus": 4}, "reward": {"gpus": 2}, "rollout": {"gpus": 2}}
@@ -158,6 +159,58 @@ def test_workers_that_diverged_stay_in_service(policy: RayWorkers) -> None:
     with pytest.raises(Diverged, match="has good weights"):
         policy.submit(Engine.diverge, [()] * 2, phase="policy_update").result()
     assert policy.submit(Engine.sleep, [(0.0,)] * 2, phase="save").result() == [0, 1]
+
+
+def test_a_replaced_worker_is_built_as_the_first_was(policy: RayWorkers) -> None:
+    """One that died and one that hangs; the other keeps its place, and calls reach all of them again."""
+    pids = policy.submit(Engine.pid, [(), ()], phase="pid").result()
+    os.kill(pids[0], signal.SIGKILL)
+    pending = policy.submit(Engine.sleep, [(0.0,), (0.0,)], phase="generate")
+    with pytest.raises(WorkerLost, match="^policy-0: generate: the worker died"):
+        pending.result()
+    assert pending.survivors() == [None, 1]
+    policy.replace([0])
+    assert policy.submit(Engine.sleep, [(0.0,), (0.0,)], phase="generate").result() == [0, 1]
+
+    os.kill(pids[1], signal.SIGSTOP)
+    pending = policy.submit(Engine.sleep, [(0.0,), (0.0,)], phase="generate")
+    with pytest.raises(WorkerLost, match="^policy-1: generate: no answer within 3 s"):
+        pending.result()
+    assert pending.survivors() == [0, None]
+    policy.replace([1])
+    found = policy.submit(Engine.pid, [(), ()], phase="pid").result()
+    assert not set(found) & set(pids)
+    assert policy.submit(Engine.sleep, [(0.0,)], phase="generate", only=[1]).result() == [1]
+
+
+def test_a_failure_that_is_owed_to_a_dead_worker_is_told_so(eight_gpus: None) -> None:
+    """A rank whose peer in another group has died fails first, with an error of its own."""
+    values = {"policy": {"cpus": 1}, "reward": {"cpus": 1}, "deadlines": {"call_s": 20}}
+    fleet = RayFleet(PlacementConfig.model_validate(values))
+    policy, reward = start(fleet, "policy"), start(fleet, "reward")
+    try:
+        (pid,) = reward.submit(Engine.pid, [()], phase="pid").result()
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerLost, match=r"^reward-0 died \(policy-0: score: ValueError: the flux capacitor is emp"):
+            policy.submit(Engine.fail, [()], phase="score").result()
+    finally:
+        policy.close()
+        reward.close()
+
+
+def test_a_late_worker_leaves_its_stacks(eight_gpus: None, tmp_path: Path) -> None:
+    """Those of the worker, and of who waited for it; a call in time leaves none."""
+    values = {"policy": {"workers": 2, "cpus": 1}, "deadlines": {"call_s": 2}}
+    policy = start(RayFleet(PlacementConfig.model_validate(values), stacks=str(tmp_path)), "policy")
+    try:
+        policy.submit(Engine.sleep, [(0.0,), (0.0,)], phase="score").result()
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(WorkerLost, match=f"no answer within 2 s .*; what it did is in {tmp_path}"):
+            policy.submit(Engine.sleep, [(0.0,), (30.0,)], phase="score").result()
+        assert "in sleep" in (tmp_path / "policy-1.txt").read_text()
+        assert "in result" in (tmp_path / "controller.txt").read_text()
+    finally:
+        policy.close()
 
 
 def _actors() -> list[dict[str, Any]]:

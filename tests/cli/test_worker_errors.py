@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayalign.actors.deadline import failure
-from rayalign.errors import CallFailed, DataError, UserError, is_disk_full
+from rayalign.errors import DataError, UserError, WorkerLost, is_disk_full
 from rayalign.stages.context import RunContext
 
 
@@ -30,7 +30,7 @@ def test_other_errors_name_the_phase() -> None:
     assert str(failure(of_a_task(KeyError("x")), "reward-0: score")) == "reward-0: score: KeyError: 'x'"
     assert str(failure(ValueError("bad\nmore"), "sft")) == "sft: ValueError: bad"
     died = failure(RayActorError(), "policy-1: save")
-    assert type(died) is CallFailed and str(died).startswith("policy-1: save: the worker died")
+    assert type(died) is WorkerLost and str(died).startswith("policy-1: save: the worker died")
 
 
 @pytest.mark.parametrize(
