@@ -7,9 +7,14 @@ import errno
 import sys
 from collections.abc import Iterator
 
+LONGEST = 1500  # characters of a message; what is longer repeats somebody's input
+
 
 class RayalignError(Exception):
-    """Something went wrong while running; the command exits with code 1."""
+    """Something went wrong while running; the command exits with code 1. The message is one line that can be printed."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class UserError(RayalignError):
@@ -56,6 +61,19 @@ def one_line_errors() -> Iterator[None]:
         kept = "finished stages are kept, the same command begins the one that was stopped again"
         print(f"rayalign: interrupted; {kept}", file=sys.stderr)
         sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """A message that quotes somebody's input, on one line: what a terminal would obey or not show is written as \\u202e."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " if c.isspace() else _escaped(c) for c in text)
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST * 2 // 3]} [...] {text[-LONGEST // 3 :]}"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def is_disk_full(error: BaseException) -> bool:
