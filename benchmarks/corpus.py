@@ -1,4 +1,4 @@
-"""Hunts for inputs that rayalign does not refuse well: damaged configs, data files and run folders, as many as you like.
+"""Hunts for inputs that rayalign does not refuse well: damaged configs, data files and run folders.
 
     python -m benchmarks.corpus --cases 5000 --seed 1              # from the repository's root
     python -m benchmarks.corpus --kind "config YAML" --kind "data bytes"

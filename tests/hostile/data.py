@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from rayalign.actors.fleet import LocalFleet
 from rayalign.config.load import parse_config
+from rayalign.data.template import load_tokenizer
 from rayalign.planted.tokenizer import save_tokenizer
 from rayalign.planted.world import PlantedWorld
 from rayalign.preflight.check import check_run
@@ -33,6 +34,7 @@ Rows = list[Any]
 def tokenizer() -> Path:
     """The planted world's."""
     save_tokenizer(folder() / "tokenizer")
+    load_tokenizer(folder() / "tokenizer")  # what its import takes is not a case's time
     return folder() / "tokenizer"
 
 
@@ -55,6 +57,7 @@ def world() -> PlantedWorld:
 @cache
 def good(kind: str) -> tuple[dict[str, Any], ...]:
     """Some rows of a kind."""
+    tokenizer()
     pairs = world().preferences(6, 10.0)
     demonstrations = world().demonstrations(world().cast.expert, 6)
     rows: dict[str, Rows] = {

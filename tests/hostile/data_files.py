@@ -1,4 +1,4 @@
-"""Strategies for files of rows that are none: damaged, of something else, in folders, under settings that do not fit."""
+"""Strategies for files of rows that are none: damaged, of something else, in folders, under other settings."""
 
 from __future__ import annotations
 

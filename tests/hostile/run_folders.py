@@ -16,7 +16,7 @@ from rich.console import Console
 from rayalign.config.load import parse_config
 from rayalign.config.run import RunConfig
 from rayalign.report.table import print_report
-from rayalign.run import _settings, artifacts_of, latest_results, run
+from rayalign.run import _settings, artifacts_of, built_in, latest_results, run
 from rayalign.stages.context import write_json
 from tests.hostile.judge import Case
 from tests.hostile.texts import DAMAGES, folder, numbers
@@ -49,6 +49,7 @@ def config_in(run_dir: Path) -> RunConfig:
 @cache
 def finished() -> Path:
     """The folder of a run whose stages are done: the world as its stage wrote it, the evaluation as one would have."""
+    built_in()  # what its import takes is not a case's time
     run_dir = folder() / "finished"
     config = config_in(run_dir)
     here = run_dir / "again"

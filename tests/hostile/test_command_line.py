@@ -13,12 +13,12 @@ from tests.hostile.judge import state
 from tests.hostile.texts import bomb
 
 ROW = json.dumps({"prompt": "a", "response": "b"})
-SFT = f"""
+SFT = """
 name: small
-model: {{path: {"{model}"}, max_length: 32}}
-data: {{demonstrations: {{path: rows.jsonl}}}}
-placement: {{backend: inprocess}}
-stages: [{{kind: sft}}]
+model: {path: model, max_length: 32}
+data: {demonstrations: {path: rows.jsonl}}
+placement: {backend: inprocess}
+stages: [{kind: sft}]
 """
 # Command, the config's text, the rows, overrides, and what the line must name.
 CASES: list[tuple[str, str | bytes, str | bytes, list[str], str]] = [
@@ -62,8 +62,7 @@ def test_one_line(
     workplace: Path, command: str, config: str | bytes, rows: str | bytes, overrides: list[str], place: str
 ) -> None:
     for name, content in (("run.yaml", config), ("rows.jsonl", rows)):
-        text = content.replace("{model}", "model").encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-        (workplace / name).write_bytes(text)
+        (workplace / name).write_bytes(content.encode() if isinstance(content, str) else content)
     before = {path.name for path in workplace.iterdir()}, state(workplace / "model")
     done = run_rayalign(command, "run.yaml", *overrides, timeout_s=60)
     assert done.returncode == 2, done.stderr
