@@ -143,9 +143,9 @@ def _parse(line: bytes, place: Place) -> Any:
 
 def _parse_document(path: Path) -> Any:
     lines, num_bytes = {}, 0
-    for number, line in _lines(path, MAX_DOCUMENT_BYTES):
-        lines[number] = line
-        num_bytes += len(line)
+    for number, read in _lines(path, MAX_DOCUMENT_BYTES):
+        lines[number] = read
+        num_bytes += len(read)
         if num_bytes > MAX_DOCUMENT_BYTES:
             most = f"{MAX_DOCUMENT_BYTES / 2**30:g} GiB"
             raise DataError(f"{path}: more than {most}, and a .json is parsed whole; write it as JSONL or Parquet")

@@ -116,8 +116,10 @@ def of_wrong_type(draw: st.DrawFn) -> Case:
     config = copy.deepcopy(resolved(file))
     at(config, place[:-1])[place[-1]] = wrong
     free = "deepspeed" in place or (place[-1] in FREE and wrong == {3: None})
-    must = None if free else "refuse"
-    return parsed("a wrong type", config, f"{file.name}: {place} = {wrong!r}", place=(key_of(place),), must=must)
+    damage = f"{file.name}: {place} = {wrong!r}"
+    if free:
+        return parsed("a wrong type", config, damage)
+    return parsed("a wrong type", config, damage, place=(key_of(place),), must="refuse")
 
 
 @st.composite
