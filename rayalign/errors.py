@@ -7,9 +7,14 @@ import errno
 import sys
 from collections.abc import Iterator
 
+LONGEST = 1500  # characters of a message; what is longer repeats somebody's input
+
 
 class RayalignError(Exception):
-    """Something went wrong while running; the command exits with code 1."""
+    """Something went wrong while running; the command exits with code 1. The message is one line that can be printed."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class UserError(RayalignError):
@@ -64,7 +69,7 @@ def one_line_errors() -> Iterator[None]:
         print(f"rayalign: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
-        kept = "finished stages are kept, the same command begins the one that was stopped again"
+        kept = "the same command goes on from the last checkpoint; finished stages are kept"
         print(f"rayalign: interrupted; {kept}", file=sys.stderr)
         sys.exit(130)
 
@@ -72,6 +77,19 @@ def one_line_errors() -> Iterator[None]:
 def exit_code(error: RayalignError) -> int:
     """2 for what the user can mend, 143 for a run that was asked to stop, else 1."""
     return 2 if isinstance(error, UserError) else STOPPED_CODE if isinstance(error, Stopped) else 1
+
+
+def printable(text: str) -> str:
+    """A message that quotes somebody's input, on one line: what a terminal would obey or not show is written as \\u202e."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " if c.isspace() else _escaped(c) for c in text)
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST * 2 // 3]} [...] {text[-LONGEST // 3 :]}"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def is_disk_full(error: BaseException) -> bool:

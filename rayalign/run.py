@@ -20,10 +20,12 @@ from rayalign.config.hazards import hazards
 from rayalign.config.load import dump_config
 from rayalign.config.run import RunConfig
 from rayalign.config.stages import Stage
+from rayalign.data.files import one_line
 from rayalign.errors import Diverged, Stopped, UserError, WorkerLost, is_disk_full
 from rayalign.own_code import identify
 from rayalign.ports import Fleet
 from rayalign.preflight.check import check_run, needs_of
+from rayalign.report.results import results_problem
 from rayalign.report.summary import summarise
 from rayalign.stages.checkpoints import checkpoint_store, differences
 from rayalign.stages.context import STOP_FILE, Components, RunContext
@@ -101,9 +103,11 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
             _write_config(config, folder)
             _run_pending(config, components or built_in(), own, folder, pending)
     except (OSError, SafetensorError) as error:
-        if not is_disk_full(error):
-            raise
-        raise UserError(f"{folder}: the disk is full; free some space and run again, finished stages stay") from error
+        if is_disk_full(error):
+            raise UserError(f"{folder}: the disk is full; free some space and run again, finished stages stay") from error
+        if isinstance(error, (IsADirectoryError, NotADirectoryError)) and str(folder) in str(error.filename):
+            raise UserError(f"{error.filename}: {error.strerror}, where the run writes; move it away") from error
+        raise
     return folder
 
 
@@ -297,7 +301,9 @@ def _is_done(config: RunConfig, folder: Path, stage: Stage, own: Mapping[str, st
     file = folder / stage.name / DONE
     if not file.exists():
         return False
-    before, now = json.loads(file.read_text(encoding="utf-8")), _settings(config, stage, own)
+    before, now = _read_json(file), _settings(config, stage, own)
+    if not isinstance(before, dict):
+        raise UserError(f"{file}: not what a finished stage leaves; remove {file.parent} to run the stage again")
     if changed := differences(before, now):
         raise UserError(
             f"{file.parent}: stage {stage.name} finished here with another {'; '.join(changed)}; "
@@ -327,5 +333,16 @@ def latest_results(config: RunConfig, folder: Path) -> dict[str, Any] | None:
     for stage in reversed(config.stages):
         file = folder / stage.name / "results.json"
         if stage.kind == "evaluate" and file.exists():
-            return json.loads(file.read_text(encoding="utf-8"))
+            results = _read_json(file)
+            if problem := results_problem(results):
+                raise UserError(f"{file}: damaged ({problem}); remove {file.parent} to evaluate again")
+            return dict(results)
     return None
+
+
+def _read_json(file: Path) -> Any:
+    """Raises UserError for a file that was damaged since the stage wrote it."""
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({one_line(error)}); remove {file.parent} to run the stage again") from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
@@ -43,8 +44,19 @@ NonNegativeInt = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 
 REFERENCE = "stage:"
 
+def _could_be_a_path(text: str) -> str:
+    """Raises ValueError for what the system takes for no path at all."""
+    if max(len(part.encode(errors="replace")) for part in text.split("/")) > MAX_NAME or len(text) > MAX_PATH:
+        raise ValueError(f"too long for a path ({len(text)} characters); a name in it has at most {MAX_NAME} bytes")
+    if text.startswith("~") and os.path.expanduser(text).startswith("~"):
+        raise ValueError(f"{text}: no such user here; write the path out")
+    return text
+
+
+MAX_NAME, MAX_PATH = 255, 3000  # Linux: 255 bytes and 4096; the run's own names come behind
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_could_be_a_path)]
 Location = Annotated[
-    str, Field(min_length=1, description="a folder, a file, a hub name, or stage:STAGE/NAME, made by an earlier stage")
+    PathText, Field(description="a folder, a file, a hub name, or stage:STAGE/NAME, made by an earlier stage")
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rayalign.config.base import Fraction, Location, PositiveInt, Strict
+from rayalign.config.base import Fraction, Location, PathText, PositiveInt, Strict
 
 
 class DataSource(Strict):
@@ -29,7 +29,7 @@ class DataConfig(Strict):
     preferences: DataSource | None = Field(None, description="pairs {prompt, chosen, rejected} to learn from")
     heldout_demonstrations: DataSource | None = Field(None, description="never trained on; else a share is kept out")
     heldout_frac: Fraction = Field(0.1, description="share of the demonstrations kept out of all training")
-    chat_template: str | None = Field(
+    chat_template: PathText | None = Field(
         None, description='a .jinja file, or "plain"; the tokenizer\'s own if unset. One template trains and generates'
     )
     overlong: Literal["error", "drop", "truncate"] = Field(

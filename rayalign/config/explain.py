@@ -65,8 +65,23 @@ def stage_name(item: Any) -> str | None:
     return None if name is None else str(name)
 
 
+def unwritable(node: Any, key: str = "") -> str | None:
+    """The first key whose text, or whose name, no file and no path can hold; None where there is none."""
+    if isinstance(node, str):
+        return key if "\0" in node or any("\ud800" <= character <= "\udfff" for character in node) else None
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for part, value in items:
+        name = stage_name(value) if key == "stages" else None
+        below = f"{key}.{name or part}" if key else str(part)
+        if found := unwritable(part, below) or unwritable(value, below):
+            return found
+    return None
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`; did you mean NAME?`, or nothing where no known name is near."""
+    if len(name) > SHOWN:
+        return ""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [
         other for other in known if len(name) >= 4 and other.startswith(name[:4])
     ]
@@ -76,7 +91,9 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def _message(fault: Any, root: type[BaseModel]) -> str:
     kind, message = fault["type"], fault["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if kind == "extra_forbidden":
-        return f"unknown key{_meant(fault['loc'], root) or '; check the spelling, or remove it'}"
+        name = str(fault["loc"][-1])
+        spelt = "" if name.isascii() else f" ({ascii(name)[:SHOWN]}: not in plain letters)"  # they may look the same
+        return f"unknown key{spelt}{_meant(fault['loc'], root) or '; check the spelling, or remove it'}"
     if kind == "union_tag_not_found":
         return f"kind is not set; it is one of {', '.join(_tags(fault['loc'], root))}"
     if kind == "union_tag_invalid":

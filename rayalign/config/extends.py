@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rayalign.config.explain import stage_name
 from rayalign.errors import ConfigError
 
 KEY = "extends"
+MAX_DEPTH = 50
 
 
 def read_extended(path: Path, read: Callable[[Path], dict[str, Any]], below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -27,8 +29,10 @@ def read_extended(path: Path, read: Callable[[Path], dict[str, Any]], below: tup
     named = values.pop(KEY)
     if not isinstance(named, str) or not named:
         raise ConfigError(f"{path}: {KEY}: expected the path of one YAML config")
-    base = path.parent / Path(named).expanduser()
+    base = path.parent / os.path.expanduser(named)
     chain = (*below, path)
+    if len(chain) > MAX_DEPTH:
+        raise ConfigError(f"{chain[0]}: {KEY}: more than {MAX_DEPTH} files below one another; write some of them out")
     if _is_one_of(base, chain):
         raise ConfigError(f"{path}: {KEY}: {named} leads back to itself ({' -> '.join(f.name for f in (*chain, base))})")
     return merged(read_extended(base, read, chain), values)
@@ -37,9 +41,9 @@ def read_extended(path: Path, read: Callable[[Path], dict[str, Any]], below: tup
 def _is_one_of(base: Path, files: tuple[Path, ...]) -> bool:
     """Raises ConfigError where there is no such file."""
     try:
-        if base.exists():
+        if os.path.exists(base):
             return any(base.samefile(file) for file in files)
-    except (OSError, ValueError):  # a NUL, or links in a circle
+    except OSError:  # gone since
         pass
     raise ConfigError(f"{files[-1]}: {KEY}: {base}: no such file; {KEY} is relative to the config that it stands in")
 

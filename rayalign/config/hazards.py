@@ -130,7 +130,9 @@ def _implicit(config: RunConfig, stage: ImplicitStage) -> Iterator[str]:
         )
     if stage.on_policy:
         return
-    for number in range(stage.rounds):
+    # Rounds without settings of their own are alike from the second on.
+    own = isinstance(stage.beta, list) or stage.learning_rates
+    for number in range(stage.rounds if own else min(stage.rounds, 2)):
         beta, far = stage.beta_of(number), _travel_of_round(config, stage, number)
         if stage.rounds > 1 and beta <= SMALL_BETA and far > FAR_IN_ROUNDS:
             yield (
@@ -149,14 +151,14 @@ def _implicit(config: RunConfig, stage: ImplicitStage) -> Iterator[str]:
 
 def _travel_of_round(config: RunConfig, stage: ImplicitStage, number: int) -> float:
     """Steps x learning rate; 0 where neither max_steps nor the data tells the number of steps."""
-    rates = stage.learning_rates or [stage.optimizer.learning_rate] * stage.rounds
+    rate = stage.learning_rates[number] if stage.learning_rates else stage.optimizer.learning_rate
     rows = _num_demonstrations(config)
     steps = stage.max_steps or 0
     if rows is not None:
         rows = (rows // stage.rounds if stage.slices else rows) * (2 if stage.keep_previous and number else 1)
         num = -(-rows * stage.epochs // stage.batch_size)
         steps = min(stage.max_steps or num, num)
-    return steps * rates[number]
+    return steps * rate
 
 
 def _num_demonstrations(config: RunConfig) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from rayalign.config.explain import did_you_mean, first_fault, stage_name
+from rayalign.config.explain import did_you_mean, first_fault, stage_name, unwritable
 from rayalign.config.extends import read_extended
 from rayalign.config.run import RunConfig
 from rayalign.errors import ConfigError
 
 MERGE = "tag:yaml.org,2002:merge"
+MAX_BYTES = 2**20
+MAX_VALUES = 100_000
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -37,6 +40,8 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _validate(values: dict[str, Any], source: str, overrides: Sequence[str]) -> RunConfig:
+    if place := unwritable(values):
+        raise ConfigError(f"{source}: {place}: holds a NUL or half of a surrogate pair, which no file can; mend the text")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -56,6 +61,19 @@ def _sets(override: str, key: str) -> bool:
 class _Loader(yaml.SafeLoader):
     """PyYAML's own, except that a key written twice is an error; there the last one wins without a word."""
 
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, unless its aliases make more of it than memory holds."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _count_values(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, OverflowError, AttributeError, LookupError) as error:  # a date that is none, !!int ''
+            raise _fault(f"a value cannot be read, {_brief(error)}; put it in quotes", node) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[Hashable, int] = {}
         for key_node, _ in node.value:
@@ -63,12 +81,29 @@ class _Loader(yaml.SafeLoader):
             if key is None or not isinstance(key, Hashable):
                 continue
             if key in lines:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key!r} is set twice, first in line {lines[key]}; remove one",
-                    problem_mark=key_node.start_mark,
-                )
+                raise _fault(f"{key!r} is set twice, first in line {lines[key]}; remove one", key_node)
             lines[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep=deep)
+
+
+def _count_values(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Values in a node with its aliases written out; `known` has those counted, and None for those on the way here."""
+    if id(node) in known:
+        num = known[id(node)]
+        if num is None:
+            raise _fault("an alias contains itself; write it out", node)
+        return num
+    known[id(node)] = None
+    children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
+    num = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_count_values(child, known) for child in children)
+    if num > MAX_VALUES:
+        raise _fault(f"with its aliases it has more than {MAX_VALUES} values; a config has some hundred", node)
+    known[id(node)] = num
+    return num
+
+
+def _fault(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
 
 
 def _parse_yaml(text: str, source: str) -> Any:
@@ -76,16 +111,17 @@ def _parse_yaml(text: str, source: str) -> Any:
     try:
         # Values that an alias repeats must not change together when an override changes one.
         return _unshared(yaml.load(text, _Loader))  # noqa: S506 - a SafeLoader
+    except yaml.reader.ReaderError as error:  # a character that YAML does not take
+        line, why = text.count("\n", 0, error.position) + 1, f"{error.reason}: {chr(error.character)!r}"
+        raise ConfigError(f"{source}:{line}: not valid YAML ({_brief(why)})") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
         raise ConfigError(f"{where}: not valid YAML ({_brief(error.problem or error.context)})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: "\\U00110000"
         raise ConfigError(f"{source}: not valid YAML ({_brief(error)})") from None
     except RecursionError:
-        raise ConfigError(f"{source}: an alias contains itself, or nesting is too deep; write it out") from None
-    except (ValueError, OverflowError, AttributeError) as error:  # a date that is none, an int without digits
-        raise ConfigError(f"{source}: a value cannot be read ({_brief(error)}); put it in quotes") from None
+        raise ConfigError(f"{source}: nesting is too deep; write it flat") from None
 
 
 def _unshared(node: Any) -> Any:
@@ -100,20 +136,38 @@ def _brief(error: object) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = _content(path)
+        text = content.decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no such file; give the path of a YAML config") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: a folder; give the path of a YAML config") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not text in UTF-8 ({error.reason}); give a YAML config") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ConfigError(f"{path}: cannot be read ({_brief(error)}); check its permissions") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not text in UTF-8 ({error.reason}); give a YAML config") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except ValueError:
+        raise ConfigError(f"{path}: no file can have this name; give the path of a YAML config") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: more than {MAX_BYTES // 2**20} MiB; give the path of a YAML config")
     values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         raise ConfigError(f"{path}: expected keys and values at the top level, found {found}")
     return values
+
+
+def _content(path: Path) -> bytes:
+    """The file, or its beginning where it is too long. A pipe that nobody writes to reads as empty: nothing waits for it."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        opened = os.open(name, flags | os.O_NONBLOCK)
+        os.set_blocking(opened, True)
+        return opened
+
+    with open(path, "rb", opener=without_waiting) as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def _apply(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,12 +34,15 @@ class RolloutPlacement(GroupPlacement):
         return self
 
 
+Seconds = Annotated[Positive, Field(le=10_000_000)]  # 115 days; timers of the system take not much more
+
+
 class DeadlineConfig(Strict):
     """Seconds after which a call counts as lost. Nothing waits for ever."""
 
-    start_s: Positive = Field(600.0, description="placing and starting the workers of a group")
-    call_s: Positive = Field(1800.0, description="one generation, update, scoring or save")
-    sync_s: Positive = Field(300.0, description="one weight sync")
+    start_s: Seconds = Field(600.0, description="placing and starting the workers of a group")
+    call_s: Seconds = Field(1800.0, description="one generation, update, scoring or save")
+    sync_s: Seconds = Field(300.0, description="one weight sync")
 
 
 class PlacementConfig(Strict):
@@ -58,7 +61,7 @@ class PlacementConfig(Strict):
         "auto", description="auto: nccl between GPUs, ipc when colocated, gloo on CPU"
     )
     gpu_memory_frac: Positive = Field(0.85, le=1, description="of a GPU's memory, for vLLM")
-    kv_cache_gib: Positive = Field(0.5, description="memory for vLLM's KV cache where there is no GPU")
+    kv_cache_gib: Positive = Field(0.5, ge=1 / 1024, description="memory for vLLM's KV cache where there is no GPU")
     object_store_mib: PositiveInt = Field(256, ge=75, description="of a Ray started here")
     deadlines: DeadlineConfig = DeadlineConfig()
     max_restarts: NonNegativeInt = Field(

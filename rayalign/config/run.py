@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from rayalign.config.base import NonNegativeInt, Strict, stage_reference
+from rayalign.config.base import NonNegativeInt, PathText, Strict, stage_reference
 from rayalign.config.checkpoints import CheckpointConfig
 from rayalign.config.credentials import refuse_credentials
 from rayalign.config.data import DataConfig, DataSource
@@ -23,8 +23,8 @@ from rayalign.config.telemetry import TelemetryConfig
 class RunConfig(Strict):
     """A run: a model, its data, where it runs, and the list of stages."""
 
-    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    run_dir: str = Field("runs", min_length=1, description="holds run folders; this run writes to RUN_DIR/NAME")
+    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
+    run_dir: PathText = Field("runs", description="holds run folders; this run writes to RUN_DIR/NAME")
     seed: NonNegativeInt = 0
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -38,6 +38,13 @@ class RunConfig(Strict):
         "goes on also where its settings or data are no longer what they were",
     )
     stages: list[Stage] = Field(min_length=1)
+
+    @field_validator("run_dir")
+    @classmethod
+    def _run_dir_is_a_folder(cls, run_dir: str) -> str:
+        if stage_reference(run_dir):
+            raise ValueError(f"{run_dir} is inside a run, and this holds runs; give a folder")
+        return run_dir
 
     @property
     def response_room(self) -> int | None:
@@ -97,7 +104,7 @@ class RunConfig(Strict):
                     f"{key}: {location} names no stage of this run (stages: {', '.join(names)})"
                     f"{did_you_mean(reference[0], names)}"
                 )
-            _check_artifact(key, location or "", self.stages, "samples")  # what data is, the reader says
+            _check_artifact(key, location or "", self.stages, "rows" if key.startswith("data.") else "tokenizer")
         return self
 
     @model_validator(mode="after")
@@ -197,21 +204,29 @@ def _moving_reference(stage: Stage) -> str | None:
     return "reference" if moves else None
 
 
-def _check_artifact(key: str, location: str, stages: Sequence[Stage], kind: Kind) -> None:
+def _check_artifact(
+    key: str, location: str, stages: Sequence[Stage], kind: Kind | Literal["rows", "tokenizer"]
+) -> None:
     """Raises ValueError where a reference names what its stage does not write, or a policy for a reward."""
     reference = stage_reference(location)
     stage = next((s for s in stages if reference and s.name == reference[0]), None)
     if reference is None or stage is None:
         return
-    if ".." in reference[1].split("/"):
-        raise ValueError(f"{key}: {location} leads out of the stage's folder; name what the stage writes, without ..")
-    artifact = reference[1].split("/")[0]
+    artifact, *below = reference[1].split("/")
+    if ".." in below:
+        raise ValueError(f"{key}: {location} leads out of its stage; name what the stage writes")
     if artifact not in stage.artifacts():
         there = ", ".join(f"stage:{stage.name}/{name}" for name in stage.artifacts())
         raise ValueError(
             f"{key}: {location} is nothing that stage {stage.name} writes (there are: {there})"
             f"{did_you_mean(artifact, stage.artifacts())}"
         )
+    if artifact == "tokenizer" and kind != "tokenizer":
+        raise ValueError(f"{key}: {location} is a tokenizer; name another artifact")
+    of_rows = kind not in ("model", "reward", "tokenizer")
+    if artifact.endswith(".jsonl") != of_rows:
+        wanted = "rows, which a stage writes as .jsonl" if of_rows else "a folder of a model"
+        raise ValueError(f"{key}: {location} is not {wanted}; name another artifact")
     answers = key.endswith("init") or stage.kind == "ava"  # a reward may start from one, and AVA's is a language model too
     if (kind, artifact) == ("reward", "policy") or ((kind, artifact) == ("model", "reward") and not answers):
         wanted = "policy" if artifact == "reward" else "reward"

@@ -9,7 +9,15 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from rayalign.config.base import Location, NonNegativeInt, Positive, PositiveInt, Strict
 from rayalign.config.data import DataConfig, DataSource
 from rayalign.config.service import RewardLocation
-from rayalign.config.stage_base import Held, Input, SamplingConfig, StageBase, prompts_or_demonstrations, set_inputs
+from rayalign.config.stage_base import (
+    Held,
+    Input,
+    SamplingConfig,
+    StageBase,
+    Temperature,
+    prompts_or_demonstrations,
+    set_inputs,
+)
 
 MAX_CANDIDATES = 16_384  # all candidates of a prompt are one request to vLLM, which takes no more of them
 Candidates = Annotated[PositiveInt, Field(le=MAX_CANDIDATES)]
@@ -95,7 +103,7 @@ class EvaluateStage(StageBase):
     prompts: DataSource | None = Field(None, description="data.prompts if unset")
     num_prompts: PositiveInt = 500
     num_per_prompt: PositiveInt = Field(1, description="two or more tell how well the reward ranks a model's samples")
-    temperatures: list[Positive] = Field(default=[1.0], min_length=1)
+    temperatures: list[Temperature] = Field(default=[1.0], min_length=1)
     sampling: SamplingConfig = SamplingConfig()
     num_examples: NonNegativeInt = 3
     reward: RewardLocation | None = Field(None, description="a learned reward or a service that scores the samples too")

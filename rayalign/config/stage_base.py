@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from rayalign.config.base import Location, Positive, PositiveInt, Strict
 from rayalign.config.data import DataConfig, DataSource
 
-RESERVED = ("tensorboard", "wandb", "mlflow")  # folders that the trackers write beside the stages'
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+RESERVED = ("tensorboard", "wandb", "mlflow", "checkpoints", "stacks")  # folders that lie beside the stages'
 DEMONSTRATIONS = "demonstrations"  # one side of a pair: the run's own demonstrations
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Kind = Literal["demonstrations", "prompts", "preferences", "model", "reward", "samples"]
 
@@ -47,10 +47,14 @@ class Held:
     trained: str = ""  # the same, for what is trained beside the group's own model
 
 
+# vLLM takes colder ones for 0.01 without a word, and hotter ones than this draw anything at all.
+Temperature = Annotated[Positive, Field(ge=0.01, le=100)]
+
+
 class SamplingConfig(Strict):
     """How responses are drawn. Training needs the policy's own distribution: temperature 1, no truncation."""
 
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     top_p: Positive = Field(1.0, le=1)
     max_new_tokens: PositiveInt = 256
     ignore_eos: bool = Field(False, description="go on past the end token to the limit; for measuring speed")
@@ -83,14 +87,13 @@ class StageBase(Strict):
 
     name: str
 
-    @field_validator("name")
+    @field_validator("name")  # not of the field, which every stage declares anew with its default
     @classmethod
-    def _name_is_free(cls, name: str) -> str:
-        # Here and not in the field, which each kind of stage gives a default of its own, and with it loses its pattern.
-        if _NAME.fullmatch(name) is None:
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
             raise ValueError(
-                f"{name!r} is no name of a folder in the run's; use letters, digits, dashes and underscores, and a letter "
-                "or digit first"
+                "letters, digits, dashes and underscores only, 64 at most, and a letter or digit first "
+                f"(got {name[:80]!r})"
             )
         if name in RESERVED:
             raise ValueError(f"{name} is a folder of the run's own; give the stage another name")

@@ -23,6 +23,8 @@ from rayalign.config.stage_base import (
     set_inputs,
 )
 
+MAX_SIZE, MAX_LAYERS = 2**24, 1000  # of a model from scratch: more is a slip, and would be built before it is refused
+
 
 class PlantedStage(StageBase):
     """Writes a small text world with a known expert and a known reward. Artifacts: data files and `tokenizer`."""
@@ -70,6 +72,15 @@ class SftStage(StageBase):
     def _one_start(self) -> SftStage:
         if self.policy is not None and self.scratch is not None:
             raise ValueError("set policy (weights to start from) or scratch (random weights), not both")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_are_counts(self) -> SftStage:
+        for key, value in (self.scratch or {}).items():
+            counts = key.startswith("num_") or key.endswith("_size") or key == "max_position_embeddings"
+            most = MAX_LAYERS if key.endswith("_layers") else MAX_SIZE
+            if counts and (type(value) is not int or not 0 < value <= most):
+                raise ValueError(f"scratch.{key}: expected a whole number from 1 to {most} (got {value!r})")
         return self
 
     def inputs(self) -> dict[str, Input]:

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from rayalign.errors import DataError
 
+MAX_ROW_BYTES = 64 * 2**20  # of a line of JSONL: a file that unpacks to more on one line holds no rows
+MAX_DOCUMENT_BYTES = 2 * 2**30  # of a .json unpacked, which is parsed whole
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 Row = dict[str, Any]
@@ -60,14 +62,14 @@ def read_file(path: Path) -> Iterator[PlacedRow]:
 
 
 def _read_jsonl(path: Path) -> Iterator[PlacedRow]:
-    for number, line in _lines(path):
+    for number, line in _lines(path, MAX_ROW_BYTES):
         place = Place(str(path), number, "line")
         yield place, _row(_parse(line, place), place)
 
 
 def _read_json(path: Path) -> Iterator[PlacedRow]:
     """A list of rows, {"data": [...]}, or JSONL under the other name, as many tools write it."""
-    first = next(_lines(path), None)
+    first = next(_lines(path, MAX_DOCUMENT_BYTES), None)
     if first is None:
         return
     if _is_one_row(first[1]):
@@ -99,12 +101,17 @@ def _read_parquet(path: Path) -> Iterator[PlacedRow]:
         ) from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers. Bytes, because only \\n may end a line of JSONL."""
+def _lines(path: Path, most: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers. Bytes, because only \\n may end a line of JSONL.
+
+    Raises DataError for a line of more than `most` bytes, which is never held whole.
+    """
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(iter(lambda: stream.readline(most + 1), b""), start=1):
+                if len(line) > most:
+                    raise DataError(f"{path}:{number}: a line of more than {most / 2**20:g} MiB; put each row on its own")
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if text.strip():
                     yield number, text
@@ -135,7 +142,13 @@ def _parse(line: bytes, place: Place) -> Any:
 
 
 def _parse_document(path: Path) -> Any:
-    lines = dict(_lines(path))
+    lines, num_bytes = {}, 0
+    for number, read in _lines(path, MAX_DOCUMENT_BYTES):
+        lines[number] = read
+        num_bytes += len(read)
+        if num_bytes > MAX_DOCUMENT_BYTES:
+            most = f"{MAX_DOCUMENT_BYTES / 2**30:g} GiB"
+            raise DataError(f"{path}: more than {most}, and a .json is parsed whole; write it as JSONL or Parquet")
     # Blank lines go back in, so that the parser's line numbers are the file's.
     text = b"".join(lines.get(number, b"\n") for number in range(1, max(lines) + 1))
     try:

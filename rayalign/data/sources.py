@@ -20,6 +20,8 @@ from rayalign.data.hub import quiet_hub
 from rayalign.data.shapes import COLUMNS
 from rayalign.errors import ConfigError, DataError
 
+MAX_ENTRIES = 10_000  # of a folder of data; whoever names / does not mean to have all of it searched
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 _SPLIT_WORDS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 _OTHER_FILES = {".csv", ".tsv", ".txt", ".arrow", ".gz", ".zip", ".tar", ".yaml", ".xlsx", ".bin", ".gguf"}
@@ -76,7 +78,10 @@ def _read_folder(folder: Path, split: str) -> Iterator[PlacedRow]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if data_suffix(path) and path.is_file())
+    entries = list(islice(folder.rglob("*"), MAX_ENTRIES + 1))
+    if len(entries) > MAX_ENTRIES:
+        raise DataError(f"{folder}: more than {MAX_ENTRIES} files and folders in it; name the one that holds the data")
+    found = sorted(path for path in entries if data_suffix(path) and os.path.isfile(path))
     files = [
         path for path in found if path.name not in _NOT_ROWS and not _is_hidden(path.relative_to(folder))
     ]
@@ -115,7 +120,7 @@ def _read_saved(folder: Path, split: str) -> Iterator[PlacedRow]:
 
     try:
         found = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pyarrow.ArrowException) as error:
         raise DataError(
             f"{folder}: cannot be read as a saved data set ({one_line(error)}); save it again"
         ) from None

@@ -9,6 +9,7 @@ of a response (a demonstration that says "<|im_end|>" cannot end a turn).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +194,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     from transformers import AutoTokenizer
 
     folder = Path(path).expanduser()
-    place = str(folder) if folder.is_dir() else str(path)
+    place = str(folder) if os.path.isdir(folder) else str(path)
     try:
         with quiet_hub():
             return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -202,12 +203,12 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
 
 
 def _why_no_tokenizer(place: str, folder: Path, error: Exception) -> str:
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return (
             f"{place}: this folder holds no tokenizer that loads ({one_line(error)}); "
             "set model.tokenizer to a folder with tokenizer.json and tokenizer_config.json"
         )
-    if folder.exists():
+    if os.path.exists(folder):
         return f"{place}: a file, but a tokenizer is a folder with tokenizer.json and tokenizer_config.json"
     return (
         f"{place}: no such folder, and the Hugging Face hub does not give a tokenizer of that name "

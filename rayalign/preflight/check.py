@@ -21,7 +21,7 @@ from rayalign.config.loops import LoopStage, RlStage
 from rayalign.config.run import RunConfig
 from rayalign.config.service import clear_text_problem, is_service
 from rayalign.config.stage_base import Input
-from rayalign.config.stages import SftStage, Stage
+from rayalign.config.stages import PlantedStage, SftStage, Stage
 from rayalign.data.sources import could_be_hub_name
 from rayalign.errors import UserError
 from rayalign.preflight.folders import (
@@ -31,8 +31,9 @@ from rayalign.preflight.folders import (
     check_tokenizer,
     check_vocabulary,
     hub_problem,
+    num_tokens_of,
 )
-from rayalign.preflight.rows import MAX_ROWS_READ, first_rows, too_few_prompts
+from rayalign.preflight.rows import MAX_ROWS_READ, first_rows, samples_problem, too_few_prompts, too_many_of_world
 
 MIN_FREE_BYTES = 200 * 2**20
 
@@ -88,7 +89,10 @@ def _examine(config: RunConfig, stages: Sequence[Stage], learned_reward: bool) -
         too_few = too_few_prompts(config, stage) if isinstance(stage, LoopStage) else None
         if too_few:
             yield Finding(f"stages.{stage.name}.improve.prompts_per_step", "missing", too_few)
-        if stage.kind != "planted":
+        if isinstance(stage, PlantedStage):
+            for setting, problem in too_many_of_world(stage):
+                yield Finding(f"stages.{stage.name}.{setting}", "missing", problem)
+        else:
             yield from _tokenizer(config, stage, earlier)
     yield from _packages(config)
 
@@ -114,10 +118,9 @@ def _look(config: RunConfig, stage: Stage, key: str, needed: Input, earlier: lis
     if isinstance(needed.source, DataSource):
         return _data(key, needed.kind, needed.source)
     if needed.kind == "samples":
-        there = Path(location).expanduser().is_file()
-        text = location if there else f"{location}: no such file; check the path, or sample them in a stage"
-        return Finding(key, "ok" if there else "missing", text)
-    if needed.kind == "reward" and (Path(location).expanduser() / LOG_RATIO).is_file():
+        problem = samples_problem(location, num_tokens_of(_tokenizer_of(config)))
+        return Finding(key, "missing" if problem else "ok", problem or location)
+    if needed.kind == "reward" and os.path.isfile(Path(location).expanduser() / LOG_RATIO):
         return Finding(key, "ok", location)
     problem = check_model(location, config.model)
     problem = problem or check_vocabulary(location, _tokenizer_of(config), config.data.chat_template)
@@ -147,7 +150,7 @@ def _service(key: str, url: str) -> Finding:
 
 def _data(key: str, kind: str, source: DataSource) -> Finding:
     path = Path(source.path).expanduser()
-    if not path.exists() and could_be_hub_name(source.path):
+    if not os.path.exists(path) and could_be_hub_name(source.path):
         return _judged(key, source.path, hub_problem(source.path, "datasets"))
     try:
         rows = first_rows(kind, source)
@@ -180,7 +183,7 @@ def _tokenizer_of(config: RunConfig) -> str:
 def _judged(key: str, location: str, problem: str | None) -> Finding:
     if problem:
         return Finding(key, "missing", problem)
-    if Path(location).expanduser().exists() or location == "plain":
+    if os.path.exists(Path(location).expanduser()) or location == "plain":
         return Finding(key, "ok", location)
     return Finding(key, "download", f"{location} comes from the Hugging Face hub, or its cache")
 
@@ -204,7 +207,7 @@ def _packages(config: RunConfig) -> Iterator[Finding]:
 def _run_dir(config: RunConfig) -> Finding:
     folder = Path(config.run_dir).expanduser() / config.name
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
+    if not os.path.isdir(there):
         return Finding("run_dir", "missing", f"{folder} cannot be made ({there} is a file); choose another run_dir")
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding("run_dir", "missing", f"{folder} cannot be written ({there} is closed to you); choose another")

@@ -23,9 +23,9 @@ OFF = {"1", "true", "yes", "on"}  # how people set HF_HUB_OFFLINE
 def check_model(location: str, model: ModelConfig) -> str | None:
     """Whether a model can be loaded from here, and is long enough for model.max_length."""
     folder = Path(location).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return _not_a_folder(location, folder, "model")
-    if (folder / "adapter_config.json").is_file():
+    if os.path.isfile(folder / "adapter_config.json"):
         return None  # peft's; it names its base model
     config = _read_json(folder / "config.json")
     if config is None or not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
@@ -40,9 +40,9 @@ def check_model(location: str, model: ModelConfig) -> str | None:
 def check_tokenizer(location: str, *, needs_template: bool) -> str | None:
     """Whether a tokenizer is here, with a chat template where the config brings none."""
     folder = Path(location).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return _not_a_folder(location, folder, "tokenizer")
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    if not any(os.path.isfile(folder / name) for name in TOKENIZERS):
         return f"{location}: no tokenizer in this folder; set model.tokenizer to one with tokenizer.json"
     if needs_template and not _has_template(folder):
         return (
@@ -62,6 +62,12 @@ def check_vocabulary(location: str, tokenizer: str, chat_template: str | None) -
     return vocabulary_problem(location, _num_tokens(config), own, run)
 
 
+def num_tokens_of(tokenizer: str) -> int | None:
+    """How many tokens the run's tokenizer has; None where it is no folder here."""
+    found = read_vocabulary(Path(tokenizer).expanduser())
+    return None if found is None else max([*found.ordinary.values(), *found.added.values()], default=-1) + 1
+
+
 def check_scratch(scratch: dict[str, Any], tokenizer: str, chat_template: str | None) -> str | None:
     """Whether a new model will know as many tokens as the run's tokenizer has."""
     run = _run_vocabulary(tokenizer, chat_template) if "vocab_size" in scratch else None
@@ -70,7 +76,7 @@ def check_scratch(scratch: dict[str, Any], tokenizer: str, chat_template: str | 
 
 def check_template(chat_template: str) -> str | None:
     """Whether the file that data.chat_template names is there."""
-    if chat_template == "plain" or Path(chat_template).expanduser().is_file():
+    if chat_template == "plain" or os.path.isfile(Path(chat_template).expanduser()):
         return None
     return f'{chat_template}: no such file; give a .jinja file, or "plain" for bare text'
 
@@ -78,7 +84,7 @@ def check_template(chat_template: str) -> str | None:
 def hub_problem(name: str, kind: Literal["models", "datasets"]) -> str | None:
     """Why the hub will not give this: downloads are off, and its cache has none of that name."""
     variables = [v for v in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(v, "").lower() in OFF]
-    if not variables or any(place.is_dir() for place in _cached(name.partition(":")[0], kind)):
+    if not variables or any(os.path.isdir(place) for place in _cached(name.partition(":")[0], kind)):
         return None
     return (
         f"{name}: no such folder here, not in the Hugging Face cache, and {variables[0]} forbids to download it; "
@@ -87,7 +93,7 @@ def hub_problem(name: str, kind: Literal["models", "datasets"]) -> str | None:
 
 
 def _not_a_folder(location: str, folder: Path, what: str) -> str | None:
-    if folder.exists():
+    if os.path.exists(folder):
         return f"{location}: a file, but a {what} is a folder; give the folder that holds it"
     if not could_be_hub_name(location):
         relative = "" if folder.is_absolute() else f", which is relative to {Path.cwd()}"
@@ -96,7 +102,7 @@ def _not_a_folder(location: str, folder: Path, what: str) -> str | None:
 
 
 def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+    if os.path.isfile(folder / "chat_template.jinja") or os.path.isfile(folder / "chat_template.json"):
         return True
     return bool((_read_json(folder / "tokenizer_config.json") or {}).get("chat_template"))
 

@@ -89,7 +89,7 @@ def memory_gib() -> tuple[float, float]:
 def free_disk_gib(folder: str) -> float:
     """Free space where this folder is, or will be made."""
     path = Path(folder).expanduser().absolute()
-    there = next(place for place in (path, *path.parents) if place.exists())
+    there = next(place for place in (path, *path.parents) if os.path.exists(place))
     return shutil.disk_usage(there).free / 2**30
 
 

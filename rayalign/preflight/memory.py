@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def num_parameters(config: RunConfig, location: str, *, asked: frozenset[str] = 
     reference = stage_reference(location)
     if reference is None:
         folder = Path(location).expanduser()
-        return _in_folder(folder) if folder.exists() else _by_name(location)
+        return _in_folder(folder) if os.path.exists(folder) else _by_name(location)
     stage = next((s for s in config.stages if s.name == reference[0]), None)
     if isinstance(stage, SftStage):
         if stage.scratch is not None:

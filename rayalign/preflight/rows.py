@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,10 +23,21 @@ from rayalign.data.splits import split_heldout
 from rayalign.data.tally import Tally
 from rayalign.data.tokenize import prompt_ids
 from rayalign.errors import UserError
+from rayalign.planted.grammar import NUM_PROMPTS
+from rayalign.planted.world import HELDOUT_ONE_IN
 
 MAX_ROWS_READ = 10_000  # of a file; the rest is read when its stage comes
 MAX_JSON_BYTES = 64 * 2**20  # a .json is parsed whole
 NOT_COUNTED = np.empty(0, dtype=np.int64)
+
+HELDOUT_PROMPTS = NUM_PROMPTS // HELDOUT_ONE_IN
+WORLD_SETTINGS = {
+    "num_pretrain": "train",
+    "num_demonstrations": "train",
+    "num_preferences": "train",
+    "num_prompts": "train",
+    "num_eval_prompts": "heldout",
+}
 
 SHAPES: dict[str, Callable[..., Iterable[Any]]] = {
     "demonstrations": shapes.demonstrations,
@@ -42,6 +54,18 @@ def first_rows(kind: str, source: DataSource) -> Iterator[Any] | None:
         return (row for _, row in samples if row["ended"])
     rows = SHAPES[kind](read_rows(source, resolve=str), tally=Tally())  # told by the stage that reads all of them
     return (row for _, row in islice(rows, MAX_ROWS_READ)) if _is_quick(source) else None
+
+
+def samples_problem(location: str, num_tokens: int | None) -> str | None:
+    """What is wrong with the first rows of stored samples, of a tokenizer with so many tokens; None where nothing is."""
+    path = Path(location).expanduser()
+    if not os.path.isfile(path):
+        return f"{location}: no such file; check the path, or sample them in a stage"
+    try:
+        num = sum(1 for _ in islice(stored_samples(read_file(path), num_tokens=num_tokens), MAX_ROWS_READ))
+    except UserError as error:
+        return str(error)
+    return None if num else f"{location}: holds no samples; sample some, or name another file"
 
 
 def too_few_prompts(config: RunConfig, stage: LoopStage) -> str | None:
@@ -77,9 +101,20 @@ def _ids_of_world(config: RunConfig, source: DataSource, remedy: str) -> tuple[n
         "demonstrations.jsonl": ("num_demonstrations", world.num_demonstrations),
     }
     setting, num = files.get(reference[1], ("", 0))
+    if min(num, source.limit or num) >= MAX_ROWS_READ:
+        return NOT_COUNTED, remedy
     if source.limit and source.limit < num:
         return np.arange(source.limit), remedy
     return np.arange(num), f"raise stages.{world.name}.{setting}"
+
+
+def too_many_of_world(stage: PlantedStage) -> Iterator[tuple[str, str]]:
+    """The settings of a planted stage that ask for more prompts than its world has, and what to do about each."""
+    for setting, split in WORLD_SETTINGS.items():
+        most = HELDOUT_PROMPTS if split == "heldout" else NUM_PROMPTS - HELDOUT_PROMPTS
+        asked = stage.model_dump(include={setting})[setting]
+        if asked > most:
+            yield setting, f"the world has {most} different prompts for these, not {asked}; lower it to {most}"
 
 
 def _ids_of_file(kind: str, source: DataSource) -> np.ndarray:
@@ -101,6 +136,6 @@ def _prompt(row: Any) -> Any:
 def _is_quick(source: DataSource) -> bool:
     """Whether the first rows are here and can be read without reading all, and without the `datasets` library."""
     path = Path(source.path).expanduser()
-    if path.is_dir():
-        return not any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
-    return path.exists() and (not path.name.endswith((".json", ".json.gz")) or path.stat().st_size <= MAX_JSON_BYTES)
+    if os.path.isdir(path):
+        return not any(os.path.exists(path / name) for name in ("dataset_dict.json", "state.json"))
+    return os.path.exists(path) and (not path.name.endswith((".json", ".json.gz")) or path.stat().st_size <= MAX_JSON_BYTES)

@@ -21,6 +21,7 @@ INK = "#333333"
 DPI = 150
 _FEW = 12  # points, such as one a round, that would not be seen as a line
 _SHARES = (-0.04, 1.04)  # 0 and 1 are values too, and their points are to be seen whole
+_HUGE = 1e300  # what is as large, or infinite, leaves no axis for the rest
 _DODGE = 0.006  # between models at one temperature, so that their error bars do not lie on each other
 
 
@@ -106,7 +107,7 @@ def read_curves(metrics_jsonl: Path) -> Curves:
             place += record["step"] - last_step if record["step"] > last_step else max(1, record["step"])
             last_step = record["step"]
         for name, value in record.items():
-            if "/" in name and isinstance(value, (int, float)):
+            if "/" in name and isinstance(value, (int, float)) and abs(value) < _HUGE:
                 curves.points.setdefault(name, {})[place] = value
     return curves
 

@@ -14,7 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ValidationError
+
+
+def _temperature(text: str) -> str:
+    """Raises ValueError for a key that is no number."""
+    if not math.isfinite(float(text)):
+        raise ValueError("a temperature is a finite number")
+    return text
+
 
 _TITLES = {"sft": "SFT", "rft": "RFT", "irl": "IRL", "dpo": "DPO", "rl": "RL"}
 _DEFAULT_TEMPERATURE = 1.0
@@ -42,7 +52,7 @@ class Estimate:
             mean,
             math.nan if low is None else low,
             math.nan if high is None else high,
-            int(value.get("num") or 0),
+            num if isinstance(num := value.get("num"), int) else 0,
         )
 
     def is_above(self, other: Estimate) -> bool:
@@ -53,6 +63,31 @@ class Estimate:
     def half_width(self) -> float:
         """The longer side of the interval."""
         return max(self.high - self.mean, self.mean - self.low)
+
+
+class _Example(BaseModel):
+    prompt: str | None = None
+    demonstration: str | None = None
+    answers: dict[str, str] | None = None
+
+
+class _Shape(BaseModel):
+    """What the reader below takes for granted of a file that is there."""
+
+    models: dict[str, dict[Annotated[str, AfterValidator(_temperature)], dict[str, Any]]] | None = None
+    expert: dict[str, Any] | None = None
+    reward_accuracy: dict[str, Any] | None = None
+    examples: list[_Example] | None = None
+
+
+def results_problem(raw: Any) -> str | None:
+    """Why a parsed file is no results.json, with the place in it; None where it is one."""
+    try:
+        _Shape.model_validate(raw, strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        return f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}"
+    return None
 
 
 class Results:

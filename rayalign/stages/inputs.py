@@ -135,7 +135,8 @@ def matched_to(demonstrations: Sequences, samples: Sequences) -> Sequences:
 
 def _samples_that_ended(context: RunContext, source: DataSource, path: Path) -> Sequences:
     """Stored samples to learn from: what was cut at the limit would teach not to end."""
-    samples, tally = read_samples(path, limit=source.limit), Tally()
+    num_tokens = context.template().model_settings()["vocab_size"]
+    samples, tally = read_samples(path, limit=source.limit, num_tokens=num_tokens), Tally()
     _check_tokenizer(context, source, path)
     fits = samples.tokens.lengths <= context.config.model.max_length
     if not fits.all() and context.config.data.overlong == "error":

@@ -95,16 +95,25 @@ class JsonlSink:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics.jsonl, oldest first; a last line that a killed run left torn is skipped."""
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                raise DataError(
-                    f"{path}:{number}: not a JSON record; move this file away to start a new one"
-                ) from None
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if not _is_record(record):
+                raise DataError(f"{path}:{number}: not a record of metrics; move this file away to start a new one")
+            yield record
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it has the fields that a run goes on from."""
+    if not isinstance(record, dict) or not isinstance(record.get("stage"), str):
+        return False
+    counts, time_s = (record.get("step"), record.get("global_step")), record.get("time_s")
+    return all(type(count) is int and abs(count) < 2**53 for count in counts) and type(time_s) in (int, float)
 
 
 class TensorBoardSink:

@@ -66,9 +66,7 @@ def test_an_architecture_is_counted_without_its_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [{"hidden_size": "a"}, {"num_attention_heads": 0}, {"vocab_size": -5}, {"pad_token_id": 32_000}, {"model_type": "x"}],
-    ids=lambda damage: next(iter(damage)),
+    "damage", [{"pad_token_id": 32_000}, {"model_type": "x"}], ids=lambda damage: next(iter(damage))
 )
 def test_an_architecture_that_is_none_has_no_size(damage: dict[str, Any]) -> None:
     config = config_of(stages=[{"kind": "sft", "name": "sft", "scratch": BIG | damage}])

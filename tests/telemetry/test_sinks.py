@@ -58,19 +58,27 @@ def test_jsonl_writes_valid_json_for_what_is_not_finite(tmp_path):
     }
 
 
+def record(step):
+    return {"stage": "irl", "round": 0, "step": step, "global_step": step, "time_s": 0.5}
+
+
 def test_jsonl_goes_on_after_a_line_that_was_cut_short(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    path.write_text(f"{json.dumps(record(1))}\n{json.dumps(record(2))}\n{json.dumps(record(3))[:-9]}")
     assert [r["step"] for r in read_jsonl(path)] == [1, 2]
     sink = JsonlSink(path)
-    sink.log({"step": 3}, 3)
+    sink.log(record(3), 3)
     sink.close()
     assert [r["step"] for r in read_jsonl(path)] == [1, 2, 3]
 
 
-def test_a_file_that_is_no_jsonl_is_named_with_its_line(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nhello\n')
-    with pytest.raises(DataError, match=r"metrics.jsonl:2: not a JSON record"):
+@pytest.mark.parametrize(
+    "line", ["hello", "3", "[]", '{"step": 1}', '{"stage": 1}', json.dumps(record("1")), "\udcff", "[" * 9000]
+)
+def test_a_file_that_is_no_jsonl_is_named_with_its_line(tmp_path, line):
+    text = f"{json.dumps(record(1))}\n{line}\n"
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=r"metrics.jsonl:2: not a record of metrics"):
         list(read_jsonl(tmp_path / "metrics.jsonl"))
 
 
