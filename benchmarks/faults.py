@@ -66,7 +66,7 @@ class Fault:
 
         def start_and_note(fleet: RayFleet, role: str, factory: Any, setups: Any) -> RayWorkers:
             workers = start(fleet, role, factory, setups)
-            fault._pids[role] = submit(workers, _pid, [()] * len(workers), phase="start").result()[-1]
+            fault._pids[role] = workers.process_ids()[-1]
             return workers
 
         def submit_and_strike(workers: RayWorkers, method: Any, arguments: Any, **keys: Any) -> Any:
@@ -109,10 +109,6 @@ class Fault:
 
             ray.shutdown()
             self._cluster.shutdown()
-
-
-def _pid(engine: Any) -> int:
-    return os.getpid()
 
 
 if __name__ == "__main__":

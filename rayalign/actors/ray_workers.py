@@ -97,6 +97,10 @@ class RayWorkers:
         """(node id, GPU ids) of each worker."""
         return self._apply(shell.devices, [{}] * len(self), phase="start")
 
+    def process_ids(self) -> list[int]:
+        """Of each worker, on its node."""
+        return self._apply(shell.process_id, [{}] * len(self), phase="start")
+
     def build(self, factory: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> _Calls[None]:
         """Starts making each worker's engine with `factory(*arguments[i])`."""
         self._built = factory, arguments

@@ -65,6 +65,11 @@ def devices(worker: EngineWorker) -> Reply:
     return Reply((context.get_node_id(), tuple(map(str, ray.get_gpu_ids()))), 0.0)
 
 
+def process_id(worker: EngineWorker) -> Reply:
+    """Of this worker, on its node."""
+    return Reply(os.getpid(), 0.0)
+
+
 def build(worker: EngineWorker, factory: Callable[..., Any], arguments: tuple[Any, ...]) -> Reply:
     """Makes the engine."""
     started = time.perf_counter()
