@@ -2,7 +2,8 @@
 
 Runs a config in this process, on a Ray of its own, and sends one worker a signal at the moment that a phase has begun for
 the given time: SIGKILL (it dies) or SIGSTOP (it hangs). ROLE is policy, reward, rollout, controller (this process) or node
-(the raylet of a second node, with all its workers; another node joins at once). Without --kill there is no fault.
+(the raylet of one of two small nodes beside the head, with its worker; the other one is free to take its place). Without
+--kill there is no fault.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Fault:
         self._seen = 0
         self._pids: dict[str, int] = {"controller": os.getpid()}
         self._cluster: Any = None
-        self._node: Any = None
+        self._places: set[str] = set()  # ids of nodes with a worker
 
     def inject(self) -> None:
         """Listens to every call that the controller makes."""
@@ -67,6 +68,7 @@ class Fault:
         def start_and_note(fleet: RayFleet, role: str, factory: Any, setups: Any) -> RayWorkers:
             workers = start(fleet, role, factory, setups)
             fault._pids[role] = workers.process_ids()[-1]
+            fault._places |= {node for node, _ in workers.devices()}
             return workers
 
         def submit_and_strike(workers: RayWorkers, method: Any, arguments: Any, **keys: Any) -> Any:
@@ -83,23 +85,24 @@ class Fault:
         """The signal, or the end of a node."""
         print(f"fault: {self._role} {self._kind.name} in {self._phase}", flush=True)
         if self._role == "node":
-            self._cluster.remove_node(self._node, allow_graceful=False)
-            self._cluster.add_node(num_cpus=1)
+            lost = next(node for node in self._cluster.worker_nodes if node.node_id in self._places)
+            self._cluster.remove_node(lost, allow_graceful=False)
         else:
             assert self._role is not None
             os.kill(self._pids[self._role], self._kind)
 
     def start_cluster(self) -> None:
-        """Two nodes on this machine: one with room for two of the three groups, one for the third."""
+        """Three nodes on this machine: one with room for two of the three groups, two for the third."""
         import ray
         from ray.cluster_utils import Cluster
 
         os.environ |= {"RAY_worker_niceness": "0", "RAY_enable_worker_prestart": "0"}
         head = {"num_cpus": 2, "object_store_memory": 128 * 2**20, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._node = self._cluster.add_node(num_cpus=1, object_store_memory=128 * 2**20)
+        for _ in range(2):
+            self._cluster.add_node(num_cpus=1, object_store_memory=128 * 2**20)
         ray.init(address=self._cluster.address, logging_level="error")
-        while len([node for node in ray.nodes() if node["Alive"]]) < 2:
+        while len([node for node in ray.nodes() if node["Alive"]]) < 3:
             time.sleep(0.1)
 
     def close(self) -> None:

@@ -30,7 +30,8 @@ RECIPES = """examples:
   rayalign recipes rft --planted > small.yaml                 rayalign train small.yaml runs as it is"""
 
 EXIT_CODES = """exit codes:
-  0 done, 2 something you can mend (the one line says what), 1 a failure on the way, 130 interrupted"""
+  0 done, 2 something you can mend (the one line says what), 1 a failure on the way, 130 interrupted,
+  143 asked to stop (SIGTERM) and saved"""
 
 EXAMPLES = """examples:
   rayalign demo                                               see it work: minutes, on any machine

@@ -267,6 +267,20 @@ class PolicyWorker(Protocol):
         """Writes the policy as a Hugging Face folder."""
 
 
+@runtime_checkable
+class Resumable(Protocol):
+    """What a worker adds for its stage to have checkpoints; `engines.checkpointed.Checkpointed` has it in parts."""
+
+    def save_state(self, folder: str) -> None:
+        """Copies all that a resumption needs, and begins to write it below FOLDER/state."""
+
+    def state_files(self, wait: bool) -> dict[str, tuple[int, str]] | None:
+        """{path below FOLDER: (bytes, SHA-256)} of what was written; None while that goes on."""
+
+    def load_state(self, folder: str) -> None:
+        """Goes on from what was saved there."""
+
+
 class Pending(Protocol[R]):
     """Calls under way on the workers of a group."""
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from rayalign import __version__
 from rayalign.config.checkpoints import CheckpointConfig
 from rayalign.errors import Stopped, UserError
-from rayalign.ports import Workers
+from rayalign.ports import Resumable, Workers
 from rayalign.stages.context import RunContext
 from rayalign.storage.checkpoints import Checkpoint, CheckpointStore, Files
 
@@ -96,6 +96,7 @@ class LoopCheckpoints:
         self._store = checkpoint_store(context, stage)
         self._schedule = Schedule(context.config.checkpoints)
         self._begun: tuple[Path, dict[str, Any]] | None = None
+        self._saves = self._can_save()
 
     def resume(self) -> Values | None:
         """The loop's own values of the newest checkpoint, once all workers have taken theirs; None at a beginning."""
@@ -116,16 +117,17 @@ class LoopCheckpoints:
         """Commits what has been written, and begins the next where it is due. `loop()` gives the loop's own values."""
         self._commit(wait=False)
         stopping = self._context.stopping
-        if stopping or self._schedule.due(step):
+        if self._saves and (stopping or self._schedule.due(step)):
             self._begin(step, loop(), score=None)
         if stopping:
             self._commit(wait=True)
-            raise Stopped(f"stage {self._stage} was asked to stop, and is saved after step {step}")
+            told = f"is saved after step {step}" if self._saves else "begins again at the next start"
+            raise Stopped(f"stage {self._stage} was asked to stop, and {told}")
 
     def after_round(self, step: int, loop: Callable[[], Values], newest: Mapping[str, float]) -> None:
         """Where `checkpoints.best` names a metric that has been measured: saves what it was measured on."""
         best = self._context.config.checkpoints.best
-        if best is not None and math.isfinite(newest.get(best, math.nan)):
+        if self._saves and best is not None and math.isfinite(newest.get(best, math.nan)):
             self._begin(step, loop(), score=newest[best])
 
     def best(self) -> Checkpoint | None:
@@ -141,6 +143,17 @@ class LoopCheckpoints:
     def finish(self) -> None:
         """Waits for what is being written."""
         self._commit(wait=True)
+
+    def _can_save(self) -> bool:
+        """Whether all workers can; says which cannot."""
+        for role, workers in self._groups.items():
+            if not all(_on_all(workers, _is_resumable, (), "start")):
+                self._context.progress.say(
+                    f"{self._stage}: your {role} actor has no save_state, state_files and load_state (ports.Resumable), so "
+                    "the stage has no checkpoints, and begins again where it is interrupted"
+                )
+                return False
+        return True
 
     def _begin(self, step: int, loop: Values, *, score: float | None) -> None:
         self._commit(wait=True)
@@ -228,6 +241,10 @@ def plain_values(values: Any) -> Any:
 
 def _on_all(workers: Workers[Any], method: Any, arguments: tuple[Any, ...], phase: str) -> list[Any]:
     return workers.submit(method, [arguments] * len(workers), phase=phase).result()
+
+
+def _is_resumable(worker: Any) -> bool:
+    return isinstance(worker, Resumable)
 
 
 def _save_state(worker: Any, folder: str) -> None:
