@@ -7,7 +7,8 @@ from typing import Any
 
 from rayalign.config.explain import stage_name
 
-_IN_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
+_IN_ADDRESS = re.compile(r"[a-z0-9+.-]://[^/?#\s]*@", re.IGNORECASE)  # looks at each character once
+_DEEPEST = 40  # no valid config goes deeper; what does is refused by its keys
 _ELSEWHERE = {
     "telemetry.mlflow.tracking_uri": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
     "in the environment",
@@ -23,7 +24,9 @@ def refuse_credentials(values: Any) -> None:
         raise ValueError(f"{key}: the address holds a user or a password, which would be written to disk; {found}")
 
 
-def _first(node: Any, key: str) -> str | None:
+def _first(node: Any, key: str, depth: int = 0) -> str | None:
+    if depth > _DEEPEST:
+        return None
     if isinstance(node, str):
         return key if _IN_ADDRESS.search(node) else None
     below: list[tuple[str, Any]] = []
@@ -31,5 +34,5 @@ def _first(node: Any, key: str) -> str | None:
         below = [(str(name), value) for name, value in node.items()]
     elif isinstance(node, list):
         below = [(stage_name(value) or str(place), value) for place, value in enumerate(node)]
-    found = (_first(value, f"{key}.{name}" if key else name) for name, value in below)
+    found = (_first(value, f"{key}.{name}" if key else name, depth + 1) for name, value in below)
     return next((name for name in found if name is not None), None)

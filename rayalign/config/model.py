@@ -59,9 +59,9 @@ class ModelConfig(Strict):
 class OptimizerConfig(Strict):
     """AdamW with a warm-up and a schedule, in optimiser steps."""
 
-    learning_rate: Positive = Field(1e-5, le=1)
+    learning_rate: Positive = Field(1e-5, le=1e12)
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    eps: Positive = Field(1e-8, le=1)
+    eps: Positive = Field(1e-8, le=1e12)
     weight_decay: NonNegative = 0.0
     warmup_steps: NonNegativeInt = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"

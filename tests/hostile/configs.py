@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rayalign.config.load import dump_config, load_config, parse_config
 from rayalign.config.run import RunConfig
 from rayalign.doctor import check_config
+from rayalign.errors import printable
 from rayalign.preflight.check import check_run
 from tests.hostile.judge import Case
 
@@ -64,7 +65,7 @@ def use(config: RunConfig) -> None:
 
 def names_a_key(values: dict[str, Any]) -> str:
     """A pattern: the source (where values do not fit), and then a key of the config or a name."""
-    keys = {*RunConfig.model_fields, *map(str, values)}
+    keys = {*RunConfig.model_fields, *map(str, values), *(printable(str(key)) for key in values)}
     return rf"(config: )?({'|'.join(re.escape(key) for key in sorted(keys) if key.strip())}|two stages|a key)"
 
 

@@ -17,7 +17,7 @@ from rayalign.config.load import parse_config
 from rayalign.config.run import RunConfig
 from rayalign.report.table import print_report
 from rayalign.run import _settings, artifacts_of, built_in, latest_results, run
-from rayalign.stages.context import write_json
+from rayalign.storage.aside import write_json
 from tests.hostile.judge import Case
 from tests.hostile.texts import DAMAGES, folder, numbers
 
