@@ -6,10 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-import ray
 
 from rayalign.actors.deadline import failure, fetch
 from rayalign.actors.plan import GroupPlan
@@ -18,7 +15,6 @@ from rayalign.config.placement import DeadlineConfig
 from rayalign.errors import CallFailed, WorkerLost
 
 POLL_S = 0.2
-ENDED_S = 60.0  # for Ray Train to notice that its ranks are gone
 DRAIN_S = 60.0  # for the queue's actor, which does nothing but this
 
 
@@ -50,13 +46,6 @@ def run_ray_train(
         raise _failed(outcome[0])
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """What each rank reports first: its own actor, to be ended by."""
-
-    actor: Any
-
-
 def _trainer(loop: Any, setup: Any, plan: GroupPlan, reports: Any, storage: str) -> Any:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -77,31 +66,17 @@ def _trainer(loop: Any, setup: Any, plan: GroupPlan, reports: Any, storage: str)
 def _listen(
     fitting: threading.Thread, reports: Any, on_report: Callable[[Any], None], deadlines: DeadlineConfig
 ) -> None:
-    """Passes reports on until training ends, or until nothing was heard for too long; ranks that hang are ended then."""
+    """Passes reports on until training ends, or until nothing was heard for too long."""
     limit_s, heard_at = deadlines.start_s, time.monotonic()
-    ranks: list[Any] = []
-
-    def take(found: Any) -> None:
-        nonlocal limit_s
-        if isinstance(found, _Begun):
-            ranks.append(found.actor)
-        else:
-            limit_s = deadlines.call_s
-            on_report(found)
-
     while fitting.is_alive():
         fitting.join(POLL_S)
-        if _drain(reports, take):
-            heard_at = time.monotonic()
+        if _drain(reports, on_report):
+            limit_s, heard_at = deadlines.call_s, time.monotonic()
         if time.monotonic() - heard_at > limit_s:
-            told = f"sft: nothing heard from Ray Train for {limit_s:g} s (placement.deadlines)"
-            if not ranks:
-                raise CallFailed(f"{told}; are its resources free?")
-            for actor in ranks:
-                ray.kill(actor)
-            fitting.join(ENDED_S)
-            raise WorkerLost(told)
-    _drain(reports, take)
+            raise CallFailed(
+                f"sft: nothing heard from Ray Train for {limit_s:g} s (placement.deadlines); are its resources free?"
+            )
+    _drain(reports, on_report)
 
 
 def _rank(arguments: dict[str, Any]) -> None:
@@ -116,7 +91,6 @@ def _rank(arguments: dict[str, Any]) -> None:
     reports = arguments["reports"]
     # Where the caller has given up there is nobody to report to, and a rank that starts late ends here.
     fetch([reports.actor.qsize.remote()], deadline_s=DRAIN_S, what="sft: the run that asked for this training")
-    reports.put(_Begun(ray.get_runtime_context().current_actor))
 
     def report(value: Any) -> None:
         if context.get_world_rank() == 0:
