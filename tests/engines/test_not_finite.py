@@ -147,16 +147,16 @@ def test_estimates_of_dft_are_not_kept_from_a_skipped_step(untied):
     engine.fit_step([])
     demo_loss, groups = engine._demo_loss, engine._demos
     assert demo_loss is not None and groups is not None
-    known = demo_loss._log_averages.copy()
+    known = demo_loss.averages.copy()
     assert np.isfinite(known).all()
     before, ref = weights_of(engine), groups.ref.copy()
     groups.ref[3] = -np.inf  # of a sample: its estimate is infinite
     assert values(engine.fit_step([]))["num_skipped"] == 1
-    np.testing.assert_array_equal(demo_loss._log_averages, known)
+    np.testing.assert_array_equal(demo_loss.averages, known)
     assert all(torch.equal(before[name], after) for name, after in weights_of(engine).items())
     groups.ref[:] = ref
     assert "num_skipped" not in engine.fit_step([])
-    assert np.isfinite(demo_loss._log_averages).all() and (demo_loss._log_averages != known).all()
+    assert np.isfinite(demo_loss.averages).all() and (demo_loss._log_averages != known).all()
 
 
 def test_the_rewards_normaliser_overflows_at_no_finite_score(untied, monkeypatch):

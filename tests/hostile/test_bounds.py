@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,8 @@ from tests.hostile.judge import bounded
 from tests.hostile.texts import bomb, merge_bomb
 
 MIB = 2**20
+# The reader limits itself: a limit set between fork and exec would be that of a copy of this process, which is larger.
+LIMIT = f"import resource\nresource.setrlimit(resource.RLIMIT_AS, ({400 * MIB}, {400 * MIB}))\n"
 READ = "import sys, pathlib\nfrom rayalign.data.files import read_file\nlist(read_file(pathlib.Path(sys.argv[1])))"
 
 
@@ -28,11 +29,10 @@ def test_a_line_that_unpacks_without_end_is_not_held(tmp_path: Path) -> None:
     bomb_file = tmp_path / "rows.jsonl.gz"
     bomb_file.write_bytes(gzip.compress(b'{"prompt": "') + gzip.compress(b"a" * 64 * MIB, 1) * 16)
     done = subprocess.run(
-        [sys.executable, "-c", READ, str(bomb_file)],
+        [sys.executable, "-c", LIMIT + READ, str(bomb_file)],
         capture_output=True,
         text=True,
         timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (400 * MIB, 400 * MIB)),
     )
     assert done.stderr.splitlines()[-1] == (
         f"rayalign.errors.DataError: {bomb_file}:1: a line of more than 64 MiB; put each row on its own"

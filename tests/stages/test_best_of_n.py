@@ -143,7 +143,7 @@ def test_bad_samples_are_one_line(context: Any, tmp_path: Path) -> None:
         "no row is left": [sample(context, "Anna asks", [5], ended=False)],
         "a sample of 33 tokens, over max_length 24": [sample(context, "Anna asks", [5] * 29)],
         "best.jsonl:2: not a sample": [good, {"prompt": "a", "response": "b"}],
-        "best.jsonl:2: a stored sample has lists of token numbers": [good, {**good, "response_tokens": "5 2"}],
+        "best.jsonl:2: 'response_tokens' of a stored sample is a list": [good, {**good, "response_tokens": "5 2"}],
         "drawn with another tokenizer": [{**good, "prompt": "what ?"}],
     }
     for message, rows in cases.items():
