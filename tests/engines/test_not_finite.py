@@ -156,7 +156,7 @@ def test_estimates_of_dft_are_not_kept_from_a_skipped_step(untied):
     assert all(torch.equal(before[name], after) for name, after in weights_of(engine).items())
     groups.ref[:] = ref
     assert "num_skipped" not in engine.fit_step([])
-    assert np.isfinite(demo_loss.averages).all() and (demo_loss._log_averages != known).all()
+    assert np.isfinite(demo_loss.averages).all() and (demo_loss.averages != known).all()
 
 
 def test_the_rewards_normaliser_overflows_at_no_finite_score(untied, monkeypatch):

@@ -41,6 +41,14 @@ ANSWERS = ["what now Leo ! no clue about the plate :) anything else ? thank you 
 FIRST = (Message("user", "Why?"),)
 CHAT = (Message("system", "Be\nbrief."), *FIRST, Message("assistant", "So."), Message("user", " And\u00e9? "))
 
+# A shell's background jobs, which this may run in, do not heed it. No preexec_fn: it would copy this whole process.
+HEEDS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from rayalign.cli import main
+main()
+"""
+
 
 def rows(kind: str) -> list[Demonstration]:
     asked = [(Message("user", text),) for text in WORDS]
@@ -63,11 +71,6 @@ def save_reward(folder: Path, kind: str) -> None:
     template(kind).save_tokenizer(folder)
 
 
-def _heeds_ctrl_c() -> None:
-    """A shell's background jobs, which this may run in, do not."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def directly(folder: Path, sequences: Sequences) -> np.ndarray:
     found = RewardScorer(ScorerSetup(str(folder), model_config(), LearnerConfig())).score_sequences(sequences)
     return found.values[np.argsort(found.rows)]
@@ -80,10 +83,10 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     started: list[subprocess.Popen[str]] = []
 
     def serve(place: Path, *options: str) -> str:
-        command = [sys.executable, "-m", "rayalign.cli", "serve-reward", str(place), "--port", "0", *options]
+        command = [sys.executable, "-c", HEEDS_CTRL_C, "serve-reward", str(place), "--port", "0", *options]
         log = (tmp_path / "log.txt").open("w")
         pipes = {"stdout": subprocess.PIPE, "stderr": log}
-        process = subprocess.Popen(command, env=one_thread(), **pipes, text=True, preexec_fn=_heeds_ctrl_c)
+        process = subprocess.Popen(command, env=one_thread(), **pipes, text=True)
         started.append(process)
         assert process.stdout is not None
         said = process.stdout.readline()
