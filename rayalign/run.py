@@ -27,7 +27,7 @@ from rayalign.ports import Fleet
 from rayalign.preflight.check import check_run, needs_of
 from rayalign.report.results import results_problem
 from rayalign.report.summary import summarise
-from rayalign.stages.checkpoints import checkpoint_store, differences
+from rayalign.stages.checkpoints import checkpoint_store, differences, stored_checkpoints
 from rayalign.stages.context import STOP_FILE, Components, RunContext
 from rayalign.stopping import stop_on_sigterm
 from rayalign.storage.aside import write_json, written_aside
@@ -116,6 +116,9 @@ def _run_pending(
 ) -> None:
     progress = Progress(config.telemetry.progress, sys.stderr)
     _say_done(progress, config, pending)
+    for stage in config.stages:
+        if stage not in pending:  # where the run died before it had tidied up
+            stored_checkpoints(folder, config.checkpoints, stage.name).drop_states()
     for line in hazards(config, pending):
         progress.say(f"warning: {line}")
     resolved = config.model_dump(mode="json")
@@ -197,6 +200,10 @@ def _run_stage(runner: Callable[[RunContext, Any], None], context: RunContext, s
             return
         except WorkerLost as loss:
             context.close_sampler()
+            if context.stopping:
+                raise Stopped(
+                    f"stage {stage.name} was asked to stop, and {loss}; a next start goes on from the last checkpoint"
+                ) from loss
             if not left:
                 raise WorkerLost(
                     f"stage {stage.name}: {loss}. It was started again {context.config.placement.max_restarts} times "

@@ -32,8 +32,8 @@ def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
 
     def give_up(signum: int, frame: FrameType | None) -> None:
         raise Stopped(
-            f"asked to stop, and no step ended within {grace_s:g} s (checkpoints.grace_s); the last checkpoint is what a "
-            "next start goes on from"
+            f"asked to stop, and {grace_s:g} s (checkpoints.grace_s) were too few for the step in progress to end and be "
+            "written; a next start goes on from the last checkpoint"
         )
 
     before = {kind: signal.signal(kind, handler) for kind, handler in ((signal.SIGTERM, ask), (signal.SIGALRM, give_up))}

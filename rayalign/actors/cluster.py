@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 
 import ray
 
@@ -31,13 +35,14 @@ def connect(placement: PlacementConfig, actor_logs: bool) -> bool:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers what runs on it
     logging.getLogger(AUTHENTICATION).addFilter(_is_worth_telling)
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=placement.object_store_mib * 2**20,
-        log_to_driver=actor_logs,
-        logging_level="warning",
-    )
+    with _own_sigterm():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=placement.object_store_mib * 2**20,
+            log_to_driver=actor_logs,
+            logging_level="warning",
+        )
     return True
 
 
@@ -69,6 +74,15 @@ def nodes_of_cluster(placement: PlacementConfig) -> list[dict[str, float]]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps this program's answer to SIGTERM, where it has one: ray.init puts its own there, which ends the run unsaved."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
 def _is_worth_telling(record: logging.LogRecord) -> bool:
     """Not that a Ray started here asks for a token: it makes its own, and warns of it at every start."""
     return not record.getMessage().startswith("Token authentication is enabled")
@@ -78,7 +92,8 @@ def _join(address: str, actor_logs: bool) -> None:
     named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     asks_token = named not in ("", "auto") and _probe(named)
     try:
-        ray.init(address=address, log_to_driver=actor_logs, logging_level="warning")
+        with _own_sigterm():
+            ray.init(address=address, log_to_driver=actor_logs, logging_level="warning")
     except (ConnectionError, ValueError, TimeoutError, RuntimeError, ray.exceptions.RayError) as error:
         # RuntimeError: another version of Ray or Python there
         token = "; it asks for a token: is RAY_AUTH_MODE=token set here, with the cluster's token?" if asks_token else ""

@@ -228,6 +228,8 @@ class _Calls(Generic[R]):
                     raise self._workers._told(error)
                 diverged[worker] = error
             waited_for = [w for w in self._ids.values() if w not in self._replies and w not in diverged]
+            if gone := [worker for worker in waited_for if self._is_replaced(worker)]:
+                raise WorkerLost(f"{self._name(gone[0])}: another worker has taken its place")
             if waited_for and time.monotonic() >= self._due:
                 raise self._late(waited_for[0])
         if diverged:
@@ -240,10 +242,14 @@ class _Calls(Generic[R]):
         gone: set[int] = set()
         while waited_for := [w for w in self._ids.values() if w not in self._replies and w not in gone]:
             gone |= {worker for worker, _ in self._hear()}
-            gone |= {w for w in waited_for if is_dead(self._workers.actors[w])}
+            gone |= {w for w in waited_for if self._is_replaced(w) or is_dead(self._workers.actors[w])}
             if time.monotonic() >= self._due:
                 break
         return [self._replies[w].value if w in self._replies else None for w in self._ids.values()]
+
+    def _is_replaced(self, worker: int) -> bool:
+        """Whether the process that was called is gone, and its answer will not be passed on."""
+        return self._workers._ids[worker] not in self._ids
 
     def _hear(self) -> list[tuple[int, RayalignError]]:
         """Takes in the answers that have come; (worker, error) of those that failed."""

@@ -16,6 +16,6 @@ class CheckpointConfig(Strict):
     grace_s: Positive = Field(25.0, description="after SIGTERM, for the step in progress to end and be saved")
     best: str | None = Field(
         None,
-        description="a metric of the stage, for instance health/demo_accuracy_heldout: the checkpoint where it was highest "
-        "stays besides",
+        description="a metric of irl, rl or implicit, for instance health/demo_accuracy_heldout: the checkpoint of the "
+        "round where it was highest stays besides",
     )

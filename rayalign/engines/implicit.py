@@ -86,7 +86,7 @@ class ImplicitEngine(TrainablePolicy):
             keeps_reference=stage.keeps_reference,
         )
         self._setup, self._stage = setup, stage
-        self._round = 0
+        self._round = self._num_steps = 0
         self._demos: Groups | None = None
         self._previous: Sequences | None = None  # the round's own groups, for the next one
         self._demo_loss: DemonstrationLoss | None = None
@@ -111,10 +111,9 @@ class ImplicitEngine(TrainablePolicy):
         num = max([len(part) for part in (self._demos, self._preferences) if part is not None], default=0)
         num = max(num, len(rows)) if stage.on_policy else num
         steps = stage.epochs * -(-num // stage.batch_size)
-        steps = min(steps, stage.max_steps or steps)
-        rate = stage.learning_rates[round_number] if stage.learning_rates else stage.optimizer.learning_rate
-        self._learner.restart_schedule(learning_rate=rate, total_steps=steps)
-        return steps
+        self._num_steps = min(steps, stage.max_steps or steps)
+        self._learner.restart_schedule(learning_rate=self._learning_rate(), total_steps=self._num_steps)
+        return self._num_steps
 
     def fit_step(self, rollouts: Sequence[Rollout]) -> Metrics:
         """One optimiser step; `version` advances by one. On policy, on these fresh samples. Raises StaleSamples."""
@@ -143,7 +142,8 @@ class ImplicitEngine(TrainablePolicy):
         super().load_state(folder)
         state = Path(folder) / STATE
         values = read_values(state / "implicit.json")
-        self._round = values["round"]
+        self._round, self._num_steps = values["round"], values["num_steps"]
+        self._learner.set_schedule(learning_rate=self._learning_rate(), total_steps=self._num_steps)
         if values["previous"]:
             self._previous = unpack_sequences(read_tensors(state / "previous.safetensors"), "groups")
         if values["demos"] is not None:
@@ -170,6 +170,7 @@ class ImplicitEngine(TrainablePolicy):
             own.tensors[f"{STATE}/averages"] = {"log": torch.from_numpy(self._demo_loss.averages.copy())}
         own.values[f"{STATE}/implicit"] = {
             "round": self._round,
+            "num_steps": self._num_steps,
             "previous": self._previous is not None,
             "demos": self._demos.cursor.state() if self._demos else None,
             "size": self._demos.size if self._demos else 0,
@@ -177,6 +178,11 @@ class ImplicitEngine(TrainablePolicy):
             "preferences": self._preferences.cursor.state() if self._preferences else None,
         }
         return joined(whole, own)
+
+    def _learning_rate(self) -> float:
+        """The peak of this round."""
+        rates = self._stage.learning_rates
+        return rates[self._round] if rates else self._stage.optimizer.learning_rate
 
     def _demonstration_loss(self, num_groups: int) -> DemonstrationLoss:
         term = self._stage.demonstrations

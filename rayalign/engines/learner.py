@@ -194,25 +194,30 @@ class Learner:
             "steps_done": self.steps_done,
             "adam_steps": self._state.num_steps,
             "skipped_in_a_row": self._skipped_in_a_row,
-            "learning_rate": self._optimizer_config.learning_rate,
-            "total_steps": self._total_steps,
         }
         return Snapshot({f"{STATE}/{name}-{number}": tensors}, {f"{STATE}/{name}": counters} if number == 0 else {})
 
     def restore(self, folder: Path, name: str) -> None:
-        """Goes on from a checkpoint's folder, where `snapshot(name)` was written. All ranks call it."""
+        """Goes on from a checkpoint's folder, where `snapshot(name)` was written. All ranks call it.
+
+        The learning rate and the end of its schedule stay as this learner was given them.
+        """
         counters = read_values(folder / STATE / f"{name}.json")
         with ExitStack() as stack:
             paths = sorted((folder / STATE).glob(f"{name}-*.safetensors"))
             files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
             self._state.load(in_files(files), num_steps=counters["adam_steps"])
-        self.restart_schedule(learning_rate=counters["learning_rate"], total_steps=counters["total_steps"])
         self.steps_done, self._skipped_in_a_row = counters["steps_done"], counters["skipped_in_a_row"]
 
     def restart_schedule(self, *, learning_rate: float, total_steps: int) -> None:
         """The learning rate begins anew, with another peak and end; the optimiser's moments stay."""
+        self.set_schedule(learning_rate=learning_rate, total_steps=total_steps)
+        self.steps_done = 0
+
+    def set_schedule(self, *, learning_rate: float, total_steps: int) -> None:
+        """The learning rate has another peak and end; where it is between them stays."""
         self._optimizer_config = self._optimizer_config.model_copy(update={"learning_rate": learning_rate})
-        self._total_steps, self.steps_done = total_steps, 0
+        self._total_steps = total_steps
 
     def close(self) -> None:
         """Gives the memory back. Hooks of DeepSpeed's keep its engine alive, so what it holds is let go by name."""

@@ -127,7 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length") or ""
         if not (length.isascii() and length.isdecimal()):
             raise BadRequest("a request says its size: Content-Length")
-        if int(length[:20]) > MAX_BODY_BYTES:
+        digits = length.lstrip("0")
+        if len(digits) > len(str(MAX_BODY_BYTES)) or int(digits or "0") > MAX_BODY_BYTES:
             raise BadRequest(f"a request has at most {MAX_BODY_BYTES} bytes; send fewer responses at a time")
         body = self.rfile.read(int(length))
         if len(body) < int(length):

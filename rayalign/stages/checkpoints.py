@@ -54,9 +54,14 @@ class Schedule:
         self._last_s = time.monotonic()
 
 
+def stored_checkpoints(folder: Path, config: CheckpointConfig, stage: str) -> CheckpointStore:
+    """The checkpoints of a stage of the run in `folder`."""
+    return CheckpointStore(folder / "checkpoints" / stage, keep=config.keep)
+
+
 def checkpoint_store(context: RunContext, stage: str) -> CheckpointStore:
     """The checkpoints of a stage of this run."""
-    return CheckpointStore(context.folder / "checkpoints" / stage, keep=context.config.checkpoints.keep)
+    return stored_checkpoints(context.folder, context.config.checkpoints, stage)
 
 
 def find_checkpoint(context: RunContext, stage: str, data: Mapping[str, str]) -> Checkpoint | None:
@@ -70,10 +75,19 @@ def find_checkpoint(context: RunContext, stage: str, data: Mapping[str, str]) ->
     found = store.newest(context.progress.say)
     if found is not None and resume != "changed":
         _check_same(stage, found, plain_values(context.settings), data)
-    context.tracker.keep(stage, found.manifest["records"] if found else 0)
+    records = found.manifest["records"] if found else 0
+    context.tracker.keep(stage, records)
     if found is not None:
+        if (lacking := records - context.tracker.count(stage)) > 0:
+            context.progress.say(f"{stage}: the metrics of {lacking} steps went down with the run, and stay missing")
         context.progress.say(f"{stage}: goes on after step {found.step}, from {found.folder}")
     return found
+
+
+def changed_data(found: Checkpoint, data: Mapping[str, str]) -> list[str]:
+    """Names of what is no longer learned from as it was when a checkpoint was made."""
+    before = found.manifest["data"]
+    return sorted(name for name in before.keys() | data.keys() if before.get(name) != data.get(name))
 
 
 def manifest_of(context: RunContext, stage: str, data: Mapping[str, str]) -> dict[str, Any]:
@@ -97,12 +111,15 @@ class LoopCheckpoints:
         self._schedule = Schedule(context.config.checkpoints)
         self._begun: tuple[Path, dict[str, Any]] | None = None
         self._saves = self._can_save()
+        self._told_of_best = False
+        self.changed: list[str] = []  # data that the run goes on with, and that was another (resume=changed)
 
     def resume(self) -> Values | None:
         """The loop's own values of the newest checkpoint, once all workers have taken theirs; None at a beginning."""
         found = find_checkpoint(self._context, self._stage, self._data)
         if found is None:
             return None
+        self.changed = changed_data(found, self._data)
         world = {role: len(workers) for role, workers in self._groups.items()}
         if world != found.manifest["world"]:
             self._context.progress.say(
@@ -125,10 +142,19 @@ class LoopCheckpoints:
             raise Stopped(f"stage {self._stage} was asked to stop, and {told}")
 
     def after_round(self, step: int, loop: Callable[[], Values], newest: Mapping[str, float]) -> None:
-        """Where `checkpoints.best` names a metric that has been measured: saves what it was measured on."""
+        """Where `checkpoints.best` names a metric that this round has measured: saves what it was measured on."""
         best = self._context.config.checkpoints.best
-        if self._saves and best is not None and math.isfinite(newest.get(best, math.nan)):
+        if not self._saves or best is None:
+            return
+        if math.isfinite(newest.get(best, math.nan)):
             self._begin(step, loop(), score=newest[best])
+        elif not self._told_of_best:
+            self._told_of_best = True
+            measured = ", ".join(sorted(newest))
+            self._context.progress.say(
+                f"warning: checkpoints.best: {self._stage} has measured no {best} in this round, so none is kept for it; "
+                f"there are {measured}"
+            )
 
     def best(self) -> Checkpoint | None:
         """The one where `checkpoints.best` was highest; said, because its models are about to be taken."""

@@ -15,7 +15,7 @@ from rayalign.config.checkpoints import CheckpointConfig
 from rayalign.data.cursor import Cursor
 from rayalign.engines.batching import Rank
 from rayalign.errors import Stopped
-from rayalign.stages.checkpoints import Schedule, checkpoint_store, find_checkpoint, manifest_of
+from rayalign.stages.checkpoints import Schedule, changed_data, checkpoint_store, find_checkpoint, manifest_of
 from rayalign.stages.context import RunContext
 from rayalign.storage.checkpoints import MANIFEST, CheckpointStore, Files
 from rayalign.telemetry.metrics import Metrics
@@ -86,6 +86,7 @@ class FitCheckpoints:
     found: str | None  # the checkpoint to go on from
     stop_file: str
     done: int = 0  # steps of that checkpoint
+    other_data: bool = False  # than it was made with: batches begin anew (resume=changed)
 
     @classmethod
     def of(
@@ -101,6 +102,7 @@ class FitCheckpoints:
             found=str(found.folder) if found else None,
             stop_file=str(context.stop_file),
             done=found.step if found else 0,
+            other_data=bool(found and changed_data(found, data)),
         )
 
     def steps(self, engine: Engine, batches: Batches, num_steps: int, report: Callable[[Any], None]) -> None:
@@ -109,7 +111,8 @@ class FitCheckpoints:
         if self.found is not None:
             engine.load_state(self.found)
             manifest = json.loads((Path(self.found) / MANIFEST).read_text(encoding="utf-8"))
-            batches.restore(manifest["loop"])
+            if not self.other_data:
+                batches.restore(manifest["loop"])
         for step in range(self.done + 1, num_steps + 1):
             report(engine.fit(batches.take()))
             writer.after_step(step, batches, last=step == num_steps)

@@ -24,8 +24,9 @@ class PendingRollouts:
     """Samples being drawn."""
 
     _pending: Pending[Stored[Rollout]]
-    _arguments: list[tuple[Any, ...]]  # of each worker
+    arguments: list[tuple[Any, ...]]  # of each worker
     _group: RolloutGroup
+    replicas: list[int]  # which of its kind each worker is: the first, or the n-th that took its place
     _drawn: StoredRollouts | None = None
 
     def result(self) -> StoredRollouts:
@@ -38,9 +39,14 @@ class PendingRollouts:
             try:
                 self._drawn = self._pending.result()
             except WorkerLost as loss:
-                self._drawn = self._group.drawn_again(loss, self._pending.survivors(), self._arguments)
+                self._drawn = self._group.drawn_again(loss, self)
+            self._group.under_way.remove(self)
             self._group.sleep()
         return self._drawn
+
+    def survivors(self) -> list[Stored[Rollout] | None]:
+        """Waits for the replicas that live; one stored rollout a worker, None of one that is lost."""
+        return self._pending.survivors()
 
 
 class RolloutGroup:
@@ -62,6 +68,8 @@ class RolloutGroup:
         self.renew: Callable[[], None] | None = None  # gives all replicas the weights that they should hold
         self._colocated, self._asleep = colocated, False
         self._restarts_left, self._tell = max_restarts, tell
+        self._replicas = [0] * len(workers)
+        self.under_way: list[PendingRollouts] = []
 
     def submit(
         self, prompts: TokenizedPrompts, sampling: SamplingConfig, *, num_per_prompt: int, seed: int
@@ -70,28 +78,40 @@ class RolloutGroup:
         self.wake_up()
         shares = np.array_split(np.arange(len(prompts)), min(len(self.workers), len(prompts)))
         arguments = [(prompts.take(rows), sampling, num_per_prompt, seed) for rows in shares]
-        return PendingRollouts(self.workers.submit(_generate, arguments, phase="generate"), arguments, self)
+        calls = self.workers.submit(_generate, arguments, phase="generate")
+        pending = PendingRollouts(calls, arguments, self, list(self._replicas))
+        self.under_way.append(pending)
+        return pending
 
-    def drawn_again(
-        self, loss: WorkerLost, drawn: list[Stored[Rollout] | None], arguments: list[tuple[Any, ...]]
-    ) -> StoredRollouts:
+    def drawn_again(self, loss: WorkerLost, pending: PendingRollouts) -> StoredRollouts:
         """Replaces the replicas that drew nothing, gives all the present weights, and draws what is missing.
 
         Raises `loss` where that was done too often.
         """
+        drawn, arguments = pending.survivors(), pending.arguments
         missing = [i for i, found in enumerate(drawn) if found is None]
-        if self.renew is None or self._restarts_left < len(missing):
-            raise loss
-        self._restarts_left -= len(missing)
-        left = f"{self._restarts_left} more replicas may be replaced"
-        self._tell(f"warning: {loss}; a new replica takes its place and draws its share ({left})")
-        self.workers.replace(missing)
-        self.renew()
+        dead = [i for i in missing if pending.replicas[i] == self._replicas[i]]  # the others were replaced since
+        if dead:
+            self._replace(dead, loss, pending)
         lost = [arguments[i] for i in missing]
         again = self.workers.submit(_generate, lost, phase="generate", only=missing).result()
         for i, found in zip(missing, again, strict=True):
             drawn[i] = found
         return [found for found in drawn if found is not None]
+
+    def _replace(self, dead: list[int], loss: WorkerLost, pending: PendingRollouts) -> None:
+        if self.renew is None or self._restarts_left < len(dead):
+            raise loss
+        self._restarts_left -= len(dead)
+        left = f"{self._restarts_left} more replicas may be replaced"
+        self._tell(f"warning: {loss}; a new replica takes its place and draws its share ({left})")
+        self.workers.replace(dead)
+        for i in dead:
+            self._replicas[i] += 1
+        for other in self.under_way:  # weights never wait for a generation on their deadline
+            if other is not pending:
+                other.survivors()
+        self.renew()
 
     def generate(
         self, prompts: TokenizedPrompts, sampling: SamplingConfig, *, num_per_prompt: int, seed: int

@@ -21,14 +21,14 @@ from rayalign.data.cursor import Cursor
 from rayalign.data.fingerprint import fingerprint
 from rayalign.data.tokenize import prompts_of
 from rayalign.engines.implicit import ImplicitEngine
-from rayalign.errors import DataError
+from rayalign.errors import DataError, UserError
 from rayalign.models.rewards import write_log_ratio
 from rayalign.ports import ImplicitSetup
 from rayalign.stages.checkpoints import LoopCheckpoints, Place, end_early
 from rayalign.stages.context import RunContext, last_good_kept
 from rayalign.stages.groups import ImplicitGroup, RolloutGroup, StoredRollouts
 from rayalign.stages.inputs import DemonstrationSplit, load_demonstrations, locate_model
-from rayalign.stages.loop_setup import load_negatives
+from rayalign.stages.loop_setup import HELD_OUT, fingerprints, load_negatives
 from rayalign.stages.pairs import load_pairs, tell_balance
 from rayalign.stages.watch import Watch
 from rayalign.storage.aside import written_aside
@@ -46,6 +46,7 @@ class ImplicitGroups:
     policy: ImplicitGroup
     demonstrations: DemonstrationSplit | None
     start: str  # the stage's first model
+    data: dict[str, str]  # fingerprints of what is learned from, by name
 
     @property
     def prompts(self) -> TokenizedPrompts:
@@ -56,10 +57,6 @@ class ImplicitGroups:
     def seed_of(self, purpose: str, number: int) -> int:
         """A seed of its own for each time samples are drawn."""
         return self.context.seed_of(self.stage.name, purpose, number)
-
-    def fingerprints(self) -> dict[str, str]:
-        """What is learned from, by name."""
-        return {"demonstrations": fingerprint(self.demonstrations.train)} if self.demonstrations else {}
 
     def slice_of(self, round_number: int) -> np.ndarray:
         """The rows of the demonstrations that a round trains on: all, or its own share of them (T15)."""
@@ -112,12 +109,17 @@ def run_implicit(context: RunContext, stage: ImplicitStage) -> None:
 def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> None:
     """Rounds: sample the policy as it is, make it the reference, take steps."""
     watch, at = Watch(context, stage, groups), Place()
-    checkpoints = LoopCheckpoints(context, stage.name, {"policy": groups.policy.workers}, groups.fingerprints())
+    checkpoints = LoopCheckpoints(context, stage.name, {"policy": groups.policy.workers}, groups.data)
 
     def state() -> dict[str, Any]:
         return {"at": asdict(at), "watch": watch.state()}
 
     saved = checkpoints.resume()
+    if others := [name for name in checkpoints.changed if name != HELD_OUT]:
+        raise UserError(
+            f"stage {stage.name}: a round keeps its rows with their log-probs, so it cannot go on with other "
+            f"{' and '.join(others)}; set resume=anew to begin the stage again, or name= for a new run"
+        )
     if saved is not None:
         at = Place(**saved["at"])
         watch.restore(saved["watch"])
@@ -132,6 +134,7 @@ def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> 
         while at.round < stage.rounds:
             rows = groups.slice_of(at.round)
             if not at.done:
+                watch.begin_round(at.round)
                 drawn = groups.sample(rows, at.round) if stage.draws and not stage.on_policy else []
                 at.num_steps = groups.policy.begin_round(at.round, rows, drawn)
             batches = islice(_batches(groups, rows, at.round), at.done, None)
@@ -194,7 +197,7 @@ def _start_groups(context: RunContext, stage: ImplicitStage) -> Iterator[Implici
         if rollout is not None:
             replicas = rollout.workers
             group = ImplicitGroup(workers, rollout, lambda: context.fleet.connect(workers, replicas))
-        yield ImplicitGroups(context, stage, rollout, group, split, path)
+        yield ImplicitGroups(context, stage, rollout, group, split, path, fingerprints(split, setup.negatives, pairs))
     finally:
         workers.close()
 

@@ -35,7 +35,7 @@ def run_loop(context: RunContext, stage: LoopStage) -> None:
 def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None:
     """Rounds of reward learning (`irl`; a fixed reward, `rl`, has none) and policy improvement."""
     watch, samples, at = LoopWatch(context, stage, groups), _SampleQueue(stage, groups), Place()
-    checkpoints = LoopCheckpoints(context, stage.name, groups.saved(), groups.fingerprints())
+    checkpoints = LoopCheckpoints(context, stage.name, groups.saved(), groups.data)
 
     def state() -> dict[str, Any]:
         return {"at": asdict(at), "groups": groups.state(), "samples": samples.state(), "watch": watch.state()}
@@ -44,7 +44,8 @@ def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None
     if saved is not None:
         at = Place(**saved["at"])
         groups.restore(saved["groups"])
-        samples.restore(saved["samples"])
+        if "prompts" not in checkpoints.changed:
+            samples.restore(saved["samples"])
         watch.restore(saved["watch"])
     groups.policy.sync()
     watch.check_canary(log=saved is None)
@@ -54,6 +55,7 @@ def alternate(context: RunContext, stage: LoopStage, groups: LoopGroups) -> None
         bar.update(advance=watch.step)
         while at.round < stage.rounds:
             if not at.done:
+                watch.begin_round(at.round)
                 if stage.improve.reference == "round" and at.round > 0:
                     groups.policy.move_reference()
                 watch.log_round(at.round, groups.update_reward(watch.clock))

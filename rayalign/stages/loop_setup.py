@@ -14,6 +14,7 @@ import numpy as np
 from rayalign.config.loops import IrlStage, LoopStage, RlStage
 from rayalign.config.reward import RewardConfig
 from rayalign.data.fingerprint import fingerprint
+from rayalign.data.pairs import interleaved
 from rayalign.data.tokenize import prompts_of
 from rayalign.engines.policy import PolicyEngine
 from rayalign.engines.reward import RewardEngine
@@ -29,12 +30,14 @@ from rayalign.stages.inputs import (
     locate_model,
     matched_to,
 )
-from rayalign.stages.pairs import load_pairs, tell_balance
+from rayalign.stages.pairs import Pairs, load_pairs, tell_balance
 from rayalign.stages.scoring import fixed_reward
 from rayalign.storage.aside import written_aside
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.metrics import Metrics
 from rayalign.types import Sequences, TokenizedPrompts
+
+HELD_OUT = "held-out demonstrations"
 
 
 @dataclass
@@ -48,6 +51,7 @@ class LoopGroups:
     policy: PolicyGroup
     demonstrations: DemonstrationSplit | None  # `rl` need not have any
     prompts: TokenizedPrompts  # that the policy is improved on
+    data: dict[str, str]  # fingerprints of what is learned from, by name
     _rounds_sampled: int = 0
 
     @property
@@ -63,11 +67,6 @@ class LoopGroups:
         """The groups that a checkpoint is made of; a reward that learns nothing needs none."""
         learns = isinstance(self.stage, IrlStage) and self.context.components.reward_learns
         return {"policy": self.policy.workers} | ({"reward": self.reward.workers} if learns else {})
-
-    def fingerprints(self) -> dict[str, str]:
-        """What is learned from, by name."""
-        found = {"prompts": fingerprint(self.prompts)}
-        return found | ({"demonstrations": fingerprint(self.demonstrations.train)} if self.demonstrations else {})
 
     def state(self) -> dict[str, Any]:
         """Plain values; `restore` goes on from here."""
@@ -121,19 +120,25 @@ class LoopGroups:
 
     def save(self) -> None:
         """Writes policy and reward of this round; both appear together, in the place of an earlier round's."""
-        groups: dict[str, PolicyGroup | RewardGroup] = {"policy": self.policy, "reward": self.reward}
         with written_aside(self.context.stage_folder(self.stage.name)) as folder:
             folder.mkdir()
             for name in self.stage.artifacts():
-                groups[name].save(str(folder / name))
-                self.context.template().save_tokenizer(folder / name)
-
+                self._save_one(name, folder / name)
 
     def save_from(self, checkpoint: Path) -> None:
-        """As `save`, with the models of a checkpoint."""
+        """As `save`, with the models of a checkpoint; a reward that it does not hold (one of the user's own) as it is."""
         with written_aside(self.context.stage_folder(self.stage.name)) as folder:
+            folder.mkdir()
             for name in self.stage.artifacts():
-                shutil.copytree(checkpoint / name, folder / name)
+                if (checkpoint / name / "config.json").exists():
+                    shutil.copytree(checkpoint / name, folder / name)
+                else:
+                    self._save_one(name, folder / name)
+
+    def _save_one(self, name: str, folder: Path) -> None:
+        group = self.policy if name == "policy" else self.reward
+        group.save(str(folder))
+        self.context.template().save_tokenizer(folder)
 
 
 @contextlib.contextmanager
@@ -157,7 +162,24 @@ def start_groups(context: RunContext, stage: LoopStage) -> Iterator[LoopGroups]:
             )
             stack.callback(policy.close)
             group = PolicyGroup(policy, rollout, lambda: context.fleet.connect(policy, rollout.workers))
-        yield LoopGroups(context, stage, rollout, RewardGroup(reward), group, demonstrations, prompts)
+        data = {"prompts": fingerprint(prompts)}
+        if isinstance(setup, RewardSetup):
+            data |= fingerprints(demonstrations, setup.negatives, setup.preferences)
+        yield LoopGroups(context, stage, rollout, RewardGroup(reward), group, demonstrations, prompts, data)
+
+
+def fingerprints(
+    split: DemonstrationSplit | None, negatives: list[Sequences], preferences: Pairs | None
+) -> dict[str, str]:
+    """Of what a reward is learned from and measured on, by name."""
+    found = {}
+    if split is not None:
+        found = {"demonstrations": split.train, HELD_OUT: split.heldout}
+    if negatives:
+        found["negatives"] = Sequences.concatenate(negatives)
+    if preferences is not None:
+        found["preferences"] = interleaved(*preferences)
+    return {name: fingerprint(sequences) for name, sequences in found.items()}
 
 
 def _improvement_prompts(

@@ -125,11 +125,12 @@ class StreamedBatches:
 
     def state(self) -> dict[str, Any]:
         """Plain values; `restore` goes on from here."""
-        return self._rows.state()
+        return {"rows": self._rows.state(), "num_used": self._tally.num_used}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Reads past what was taken. Raises DataError where that is no longer what it was."""
-        self._rows = StreamingRows.restore(state, self._open)
+        self._rows = StreamingRows.restore(state["rows"], self._open)
+        self._tally.num_used = state["num_used"]
 
     def _open(self) -> Iterator[Any]:
         return shapes.demonstrations(read_rows(self._source.source, resolve=str), tally=self._tally.part())

@@ -57,7 +57,7 @@ class Watch:
     def __init__(self, context: RunContext, stage: SampledStage, groups: Sampled) -> None:
         self._context, self._stage, self._sampled = context, stage, groups
         self._round = self._step = 0
-        self.newest: dict[str, float] = {}  # of every metric
+        self.newest: dict[str, float] = {}  # of every metric of this round
         self._probe = _probe(groups.demonstrations, stage.probe_size)
         self.hacking = HackingWatch(_rules(stage), early_stop=stage.watch.early_stop)
 
@@ -96,9 +96,12 @@ class Watch:
                 "as they were sent, or vLLM computes this model differently from transformers"
             )
 
+    def begin_round(self, round_number: int) -> None:
+        """What was measured in the last one says nothing of this one."""
+        self._round, self.newest = round_number, {}
+
     def log(self, round_number: int, metrics: Metrics) -> None:
         """One step."""
-        self._round = round_number
         self._log(round_number, metrics)
         self._step += 1
 
@@ -175,9 +178,10 @@ class LoopWatch(Watch):
         self._last_probe_scores = None if last is None else np.array(last, dtype=np.float32)
 
     def log_round(self, round_number: int, metrics: Metrics) -> None:
-        """The reward's learning of one round, which has begun with it."""
-        self._round = round_number
-        self._context.tracker.log(self._stage.name, round_number, self._step, prefixed(metrics, "reward"))
+        """The reward's learning of one round."""
+        found = prefixed(metrics, "reward")
+        self.newest |= values(found)
+        self._context.tracker.log(self._stage.name, round_number, self._step, found)
 
     def log_step(self, round_number: int, batch: StoredRollouts, metrics: Metrics) -> dict[str, float]:
         """One policy step, with where its time went; the canary when it is due. Returns what the bar shows."""

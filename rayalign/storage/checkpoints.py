@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayalign.storage.aside import flush, remove
+from rayalign.storage.aside import flush, remove, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 STATE = "state"  # what only a resumption needs; beside it lie Hugging Face folders
 NAME = re.compile(r"\d{8}")
+BEFORE = ".before"  # ending of a checkpoint that one of the same step replaces
 CHUNK = 2**22  # bytes
 
 Files = dict[str, tuple[int, str]]  # path inside the checkpoint: (bytes, SHA-256)
@@ -78,28 +79,47 @@ class CheckpointStore:
         for folder in {part / Path(name).parent for name in files} | {part}:
             flush(folder)
         target = self.folder / f"{manifest['step']:08d}"
-        remove(target)
+        if target.exists():
+            target.rename(self.folder / f".{target.name}{BEFORE}")
         part.rename(target)
         flush(self.folder)
-        self._prune()
+        self._prune(but=target)
         return Checkpoint(target, whole)
 
     def newest(self, tell: Callable[[str], None]) -> Checkpoint | None:
-        """The newest that is whole; a damaged one is told, and the one before it taken."""
+        """The newest that can be gone on from. A damaged one is told and put aside, and the one before it taken.
+
+        Where there is none, the stage begins: models of an earlier time that it ran to its end are removed.
+        """
+        ended = []
         for folder in reversed(self._folders()):
             try:
                 checkpoint = read(folder)
+                if checkpoint.manifest.get("ended"):
+                    ended.append(folder)
+                    continue
                 verify(checkpoint)
             except Damaged as damage:
-                tell(f"warning: checkpoint {folder} is damaged ({damage}); the one before it is used")
+                aside = folder.with_name(f"damaged-{folder.name}")
+                remove(aside)
+                folder.rename(aside)
+                tell(
+                    f"warning: checkpoint {folder} is damaged ({damage}) and is called {aside.name} now; the one before it "
+                    "is used"
+                )
                 continue
             return checkpoint
+        for folder in ended:
+            remove(folder)
         return None
 
     def drop_states(self) -> None:
         """The stage is done: removes what only a resumption needs, and keeps the models."""
-        for folder in self._folders():
-            remove(folder / STATE)
+        for checkpoint in self._readable():
+            if not checkpoint.manifest.get("ended"):
+                files = {name: file for name, file in checkpoint.manifest["files"].items() if not is_state(name)}
+                write_json(checkpoint.folder / MANIFEST, {**checkpoint.manifest, "ended": True, "files": files})
+            remove(checkpoint.state)
         self._remove_parts()
 
     def clear(self) -> None:
@@ -112,9 +132,13 @@ class CheckpointStore:
         return max(scored, key=lambda c: (c.manifest["score"], c.step), default=None)
 
     def _folders(self) -> list[Path]:
-        """Oldest first."""
+        """Oldest first. One that a commit had put aside when it was interrupted is back in its place."""
         if not self.folder.is_dir():
             return []
+        for aside in self.folder.glob(f".*{BEFORE}"):
+            target = self.folder / aside.name[1 : -len(BEFORE)]
+            if not target.exists():
+                aside.rename(target)
         return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
     def _readable(self) -> Iterator[Checkpoint]:
@@ -124,16 +148,17 @@ class CheckpointStore:
             except Damaged:
                 continue
 
-    def _prune(self) -> None:
+    def _prune(self, *, but: Path) -> None:
         best = self.best()
         for folder in self._folders()[: -self._keep]:
-            if best is None or folder != best.folder:
+            if folder != but and (best is None or folder != best.folder):
                 remove(folder)
         self._remove_parts()
 
     def _remove_parts(self) -> None:
-        for part in self.folder.glob(".*.part"):
-            remove(part)
+        for pattern in (".*.part", f".*{BEFORE}"):
+            for part in self.folder.glob(pattern):
+                remove(part)
 
 
 def read(folder: Path) -> Checkpoint:
@@ -161,6 +186,11 @@ def verify(checkpoint: Checkpoint) -> None:
             raise Damaged(f"{name} has {path.stat().st_size} bytes of {size}")
         if file_hash(path) != digest:
             raise Damaged(f"{name} does not have the content that was written")
+
+
+def is_state(name: str) -> bool:
+    """Whether a file of a checkpoint is of what only a resumption needs."""
+    return name.startswith(f"{STATE}/")
 
 
 def files_below(root: Path, *folders: Path) -> Files:

@@ -30,6 +30,27 @@ def test_it_starts_without_a_word_and_with_a_token(tmp_path: Path) -> None:
     assert done.stdout + done.stderr == ""
 
 
+SIGTERM = """
+import os, pathlib, signal, sys
+from rayalign.actors.cluster import connect
+from rayalign.config.placement import PlacementConfig
+from rayalign.stopping import stop_on_sigterm
+asked = pathlib.Path(sys.argv[1])
+with stop_on_sigterm(asked, grace_s=60):
+    assert connect(PlacementConfig(), actor_logs=False)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert asked.exists()
+print("went on")
+"""
+
+
+def test_a_ray_that_is_started_leaves_sigterm_to_the_run(tmp_path: Path) -> None:
+    """Its own answer would end the run at once, with nothing saved."""
+    command = [sys.executable, "-c", SIGTERM, str(tmp_path / ".stop")]
+    done = subprocess.run(command, env=one_thread(), capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
 def test_other_warnings_of_its_are_told(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger(cluster.AUTHENTICATION)
     logger.addFilter(cluster._is_worth_telling)

@@ -9,16 +9,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
 from rayalign.actors.fleet import RayFleet
 from rayalign.actors.ray_workers import RayWorkers
 from rayalign.config.placement import PlacementConfig
+from rayalign.config.stage_base import SamplingConfig
 from rayalign.errors import CallFailed, Diverged, PlacementError, SyncError, WorkerLost
-from rayalign.types import Stored
+from rayalign.stages.groups import RolloutGroup
+from rayalign.types import Ragged, Rollout, Stored, TokenizedPrompts
+from tests.loop.test_sample_queue import Echo
 
 EIGHT = {"policy": {"gpus": 4}, "reward": {"gpus": 2}, "rollout": {"gpus": 2}}
+
+
+class SlowEcho(Echo):
+    """Answers after a while."""
+
+    takes_s = 0.5
+
+    def __init__(self, setup: int) -> None:
+        self.number = setup
+
+    def generate(self, *arguments: Any, **keys: Any) -> Rollout:
+        """As Echo."""
+        time.sleep(self.takes_s)
+        return super().generate(*arguments, **keys)
 
 
 class Engine:
@@ -181,6 +199,27 @@ def test_a_replaced_worker_is_built_as_the_first_was(policy: RayWorkers) -> None
     found = policy.submit(Engine.pid, [(), ()], phase="pid").result()
     assert not set(found) & set(pids)
     assert policy.submit(Engine.sleep, [(0.0,)], phase="generate", only=[1]).result() == [1]
+
+
+def test_a_replica_lost_with_two_batches_under_way_is_replaced_once(eight_gpus: None) -> None:
+    """The second batch hears of it at once, and its share too is drawn by the one that took the place."""
+    values = {"rollout": {"workers": 2, "cpus": 1}, "deadlines": {"call_s": 20}}
+    workers = RayFleet(PlacementConfig.model_validate(values)).start("rollout", SlowEcho, [0, 1])
+    renewed: list[float] = []
+    group = RolloutGroup(workers, max_restarts=1)
+    group.renew = lambda: renewed.append(time.monotonic())
+    prompts = TokenizedPrompts(Ragged.from_list([[i] for i in range(4)]), np.arange(4))
+    try:
+        pids, started = workers.process_ids(), time.monotonic()
+        one, two = (group.submit(prompts, SamplingConfig(), num_per_prompt=1, seed=seed) for seed in (1, 2))
+        os.kill(pids[0], signal.SIGKILL)
+        for pending in (one, two):
+            assert group.fetch(pending.result()).sequences.prompt_ids.tolist() == [0, 1, 2, 3]
+        assert len(renewed) == 1 and renewed[0] - started > 2 * SlowEcho.takes_s  # when the other had drawn for both
+        after = workers.process_ids()
+        assert after[0] != pids[0] and after[1] == pids[1] and not group.under_way
+    finally:
+        workers.close()
 
 
 def test_a_failure_that_is_owed_to_a_dead_worker_is_told_so(eight_gpus: None) -> None:

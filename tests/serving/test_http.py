@@ -123,7 +123,7 @@ def test_a_bad_request_is_one_line(port: int, body: Any, words_of: str) -> None:
 
 def test_the_size_of_a_request_is_bounded(port: int) -> None:
     """Refused by what it says of itself, before it is read."""
-    for length in (serving_http.MAX_BODY_BYTES + 1, 10**30):
+    for length in (serving_http.MAX_BODY_BYTES + 1, 10**30, f"{'0' * 20}{10**12}"):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
             head = f"POST /score HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {length}\r\n\r\n"
             raw.sendall(head.encode())

@@ -68,7 +68,7 @@ class Alternation:
             start_critic=lambda number: None,
             save=lambda: self.saved.append(self.policy.version),
             saved=lambda: {},
-            fingerprints=lambda: {},
+            data={},
         )
         context: Any = SimpleNamespace(
             config=SimpleNamespace(
@@ -79,7 +79,9 @@ class Alternation:
             restarted=False,
             stopping=False,
             tracker=SimpleNamespace(
-                log=lambda stage, round, step, metrics: self.records.append(dict(metrics)), keep=lambda stage, num: None
+                log=lambda stage, round, step, metrics: self.records.append(dict(metrics)),
+                keep=lambda stage, num: None,
+                count=lambda stage: 0,
             ),
             progress=Progress(False, self.said),
         )

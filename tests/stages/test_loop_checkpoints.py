@@ -12,7 +12,7 @@ import pytest
 from rayalign.actors.local_workers import LocalWorkers
 from rayalign.config.checkpoints import CheckpointConfig
 from rayalign.engines.checkpointed import Checkpointed
-from rayalign.errors import Stopped
+from rayalign.errors import Stopped, UserError
 from rayalign.stages.checkpoints import LoopCheckpoints, differences, end_early
 from rayalign.storage.checkpoints import STATE
 from rayalign.storage.snapshot import Snapshot, read_values
@@ -108,6 +108,24 @@ def test_a_loop_that_is_asked_to_stop_is_saved_first(tmp_path):
     with pytest.raises(Stopped, match="is saved after step 1"):
         world.run(1)
     assert world.steps() == [1]
+
+
+def test_a_metric_that_the_round_did_not_measure_is_told_once(tmp_path):
+    world = World(tmp_path, best="health/y")
+    world.run(4, {2: 0.3, 4: 0.7})
+    assert world.steps() == []
+    assert world.said.getvalue().count("has measured no health/y in this round") == 1
+    assert "there are health/x" in world.said.getvalue()
+
+
+def test_other_data_is_refused_and_where_it_may_be_told(tmp_path):
+    World(tmp_path, every_steps=2).run(2)
+    other = World(tmp_path)
+    other.checkpoints._data = {"preferences": "1f"}
+    with pytest.raises(UserError, match="interrupted with another content of preferences. Set resume=changed"):
+        other.checkpoints.resume()
+    other.context.config.resume = "changed"
+    assert other.checkpoints.resume() == {"at": 2} and other.checkpoints.changed == ["preferences"]
 
 
 def test_differences_name_what_changed():

@@ -76,3 +76,14 @@ def test_a_stream_that_is_taken_up_goes_on_with_the_next_batch(tmp_path: Path) -
     other = streamed(tmp_path, rows[::-1]).batches(Tally())
     with pytest.raises(DataError, match="the data changed since the checkpoint"):
         other.restore(stopped.state())
+
+
+def test_a_dropped_batch_after_a_resumption_is_passed_over_too(tmp_path: Path) -> None:
+    """That rows were used before the stop is known after it."""
+    source = streamed(tmp_path, [LONG, LONG, GOOD, GOOD])
+    stopped = source.batches(Tally())
+    stopped.take()
+    stopped._rows.take(2)  # the second epoch has begun
+    taken_up = source.batches(Tally())
+    taken_up.restore(json.loads(json.dumps(stopped.state())))
+    assert [len(taken_up.take()) for _ in range(2)] == [2, 2]

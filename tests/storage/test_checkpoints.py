@@ -109,6 +109,52 @@ def test_the_states_go_when_the_stage_is_done(store):
     assert (store.folder / "00000001" / "policy" / "config.json").exists()
 
 
+def test_a_stage_that_runs_again_is_not_led_astray_by_what_it_left(store):
+    for step in (8, 9, 10):
+        save(store, step, float(step))
+    store.drop_states()
+    store.drop_states()  # as at the start of a run that died in between
+    again = CheckpointStore(store.folder, keep=2)
+    assert again.newest(pytest.fail) is None and again.best() is None and steps(again) == []
+    for step in (1, 2, 3):
+        save(again, step)
+        found = again.newest(pytest.fail)
+        assert found is not None and found.step == step
+    assert steps(again) == [2, 3]
+
+
+def test_after_a_damaged_one_what_is_saved_next_stays(store):
+    one = CheckpointStore(store.folder, keep=1)
+    save(one, 3, 1.0)
+    (save(one, 6).state / "policy.json").unlink()
+    found = one.newest(lambda line: None)
+    assert found is not None and found.step == 3
+    save(one, 4)
+    found = one.newest(pytest.fail)
+    assert found is not None and found.step == 4
+    assert [path.name for path in store.folder.glob("damaged-*")] == ["damaged-00000006"]
+
+
+def test_one_of_the_same_step_is_replaced_without_a_moment_that_has_none(store, monkeypatch):
+    save(store, 4)
+    whole = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.suffix == ".part":
+            raise KeyboardInterrupt
+        return whole(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", killed)
+        save(store, 4, 1.0)
+    found = store.newest(pytest.fail)
+    assert found is not None and found.step == 4 and found.manifest["score"] is None
+    save(store, 4, 2.0)
+    found = store.newest(pytest.fail)
+    assert found is not None and found.manifest["score"] == 2.0
+    assert not list(store.folder.glob(".*"))
+
+
 def test_a_snapshot_is_written_while_its_worker_goes_on(tmp_path):
     weight = torch.zeros(1000)
     writing = Writing(Snapshot(tensors={"state/policy-0": {"weight": weight.clone()}}), tmp_path)
