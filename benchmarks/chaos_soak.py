@@ -39,12 +39,20 @@ def soak(config: Path, steps: int) -> None:
             time.sleep(EVERY_S)
     took = time.monotonic() - started
     print(f"exit code {process.returncode} after {step_of(folder)} steps in {took:.0f} s\n")
-    print("| process | MB at first | MB at the end | MB per 1,000 steps |\n| --- | --- | --- | --- |")
+    print(f"| process | MB after {WARM:.0%} | MB at the end | MB per 1,000 steps | in the last half |")
+    print("| --- | --- | --- | --- | --- |")
     for name, taken in sorted(samples.items()):
         if rows := [row for row in taken if row[0] >= WARM * steps]:
             at, held = np.array(rows).T
-            slope = np.polyfit(at, held, 1)[0] * 1000 if np.ptp(at) else 0.0
-            print(f"| {name} | {held[0]:.0f} | {held[-1]:.0f} | {slope:+.2f} |", flush=True)
+            late = at >= steps / 2
+            slopes = f"{slope(at, held)} | {slope(at[late], held[late])}"
+            print(f"| {name} | {held[0]:.0f} | {held[-1]:.0f} | {slopes} |", flush=True)
+    config.with_suffix(".memory.json").write_text(json.dumps(samples))
+
+
+def slope(at: np.ndarray, held: np.ndarray) -> str:
+    """MB per 1,000 steps, of [N] steps and [N] MB."""
+    return f"{np.polyfit(at, held, 1)[0] * 1000:+.1f}" if len(at) > 1 and np.ptp(at) else "-"
 
 
 def shorten(config: Path, steps: int) -> None:
