@@ -59,13 +59,11 @@ def matrix(out: Path, what: str, only: list[str]) -> None:
     """Every kind of process in every phase; a row each."""
     roles = (*WORKERS, "controller", "node") if what == "kill" else WORKERS
     chosen = [(role, phase) for role in roles for phase in PHASES if not only or role in only or f"{role}:{phase}" in only]
-    wanted = out / "no-fault"
-    if not (wanted / "rft" / "done.json").exists():
-        attempt(loop_config(out, "no-fault"), [])
     print("| killed | in phase | survived | same numbers | seconds |\n| --- | --- | --- | --- | --- |", flush=True)
     survived = same = 0
     for role, phase in chosen:
         name = f"{what}-{role}-{phase}"
+        wanted = no_fault(out, nodes=role == "node")
         started = time.monotonic()
         nth = "2" if phase == "reward_update" else "3"
         fault = ["--kill", role, "--in", phase, "--nth", nth, "--signal", "KILL" if what == "kill" else "STOP"]
@@ -78,6 +76,14 @@ def matrix(out: Path, what: str, only: list[str]) -> None:
         survived, same = survived + lived, same + equal
         print(f"| {role} | {phase} | {_yes(lived)} | {_yes(equal)} | {time.monotonic() - started:.0f} |", flush=True)
     print(f"\nsurvived {survived} of {len(chosen)}; every metric of every step as without a fault in {same}")
+
+
+def no_fault(out: Path, *, nodes: bool) -> Path:
+    """The run to compare with: of as many replicas, since vLLM rounds otherwise in a batch of another size."""
+    name = "no-fault-nodes" if nodes else "no-fault"
+    if not (out / name / "rft" / "done.json").exists():
+        attempt(loop_config(out, name, nodes=nodes), ["--nodes"] if nodes else [])
+    return out / name
 
 
 def attempt(config: Path, fault: list[str]) -> int:

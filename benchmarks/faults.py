@@ -38,11 +38,12 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--kill", choices=["policy", "reward", "rollout", "controller", "node"])
     parser.add_argument("--in", dest="phase", choices=[*PHASES], default="generate")
+    parser.add_argument("--nodes", action="store_true", help="on three nodes, as where one of them is lost")
     parser.add_argument("--nth", type=int, default=3, help="at which time that the phase begins")
     parser.add_argument("--signal", choices=["KILL", "STOP"], default="KILL")
     arguments = parser.parse_args()
     fault = Fault(arguments.kill, PHASES[arguments.phase], arguments.nth, getattr(signal, f"SIG{arguments.signal}"))
-    if arguments.kill == "node":
+    if arguments.nodes or arguments.kill == "node":
         fault.start_cluster()
     if arguments.kill:
         fault.inject()
