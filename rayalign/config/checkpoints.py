@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from rayalign.config.base import Positive, PositiveInt, Strict
 
-# What may follow the ? of an address: how a store is reached, and nothing that opens it.
+# What may follow the ? of an address: how a store is reached.
 _OPTIONS = {
     "region", "scheme", "endpoint_override", "force_virtual_addressing", "tls_ca_file_path",  # s3
     "project_id",  # gs
@@ -19,7 +19,7 @@ _OPTIONS = {
 
 
 def _address(uri: str) -> str:
-    """Raises ValueError, which does not repeat the address, for what is none or could hold a secret."""
+    """Raises ValueError for what is none; that it holds no secret is seen to by `config.credentials`."""
     try:
         parts = urlsplit(uri)
         options = parse_qsl(parts.query, keep_blank_values=True)
@@ -29,11 +29,8 @@ def _address(uri: str) -> str:
         raise ValueError("no address; write it as s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, abfs://... or file:///FOLDER")
     if parts.fragment or uri.endswith("#"):
         raise ValueError("an address here has no #; remove it")
-    if unknown := [name for name, value in options if name not in _OPTIONS or "@" in value]:
-        raise ValueError(
-            f"{unknown[0]!r} may not follow the ? of an address, which is written to disk; credentials belong where the "
-            f"store's library looks for them (environment, profile); known are {', '.join(sorted(_OPTIONS))}"
-        )
+    if unknown := [name for name, _ in options if name not in _OPTIONS]:
+        raise ValueError(f"{unknown[0]!r} may not follow the ? of an address; what may: {', '.join(sorted(_OPTIONS))}")
     return uri
 
 

@@ -178,8 +178,7 @@ class Mirror:
         """Removes a bundle, its manifest first."""
         self.remote.remove(f"{key}/{MANIFEST}")
         self.there.pop(key, None)
-        for name in self.remote.names(key):
-            self.remote.remove(name)
+        self.remote.remove_below(key)
 
     def _send_file(self, path: Path, name: str) -> tuple[int, str]:
         signature = signature_of(path.parent, [path.name])

@@ -6,7 +6,9 @@ fsspec would need one more for each store. What only fsspec knows, pyarrow takes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import os
 import secrets
 import threading
@@ -50,6 +52,7 @@ class Remote:
         self.shown = urlsplit(uri)._replace(query="").geturl().rstrip("/")  # for messages
         self._timeout_s = timeout_s
         self._last: Future[Any] | None = None  # a call that was given up, and may still hang
+        importlib.import_module("pyarrow.fs")  # what its import takes is not the store's time
         self._filesystem, root = self._call("open", lambda _: _open(uri, timeout_s))
         self._root = root.rstrip("/")
         self._has_folders = self._filesystem.type_name not in FLAT
@@ -137,13 +140,13 @@ class Remote:
     def remove(self, name: str) -> None:
         """An object; nothing where there is none."""
 
-        def forget(_: Beat) -> None:
-            self._filesystem.delete_file(self._path(name))
+        with contextlib.suppress(NotThere):
+            self._call(f"remove {name}", lambda _: self._filesystem.delete_file(self._path(name)))
 
-        try:
-            self._call(f"remove {name}", forget)
-        except NotThere:
-            return
+    def remove_below(self, name: str) -> None:
+        """All objects below a name."""
+        with contextlib.suppress(NotThere):
+            self._call(f"remove {name}", lambda _: self._filesystem.delete_dir(self._path(name)))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
