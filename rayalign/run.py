@@ -29,7 +29,7 @@ from rayalign.report.results import results_problem
 from rayalign.report.summary import summarise
 from rayalign.stages.checkpoints import checkpoint_store, differences
 from rayalign.stages.context import STOP_FILE, Components, RunContext
-from rayalign.stages.mirrored import MirroredRun, open_mirror
+from rayalign.stages.mirrored import MirroredRun, opened_mirror
 from rayalign.stopping import stop_on_sigterm
 from rayalign.storage.aside import write_json, written_aside
 from rayalign.storage.mirror import DONE
@@ -94,26 +94,39 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
     """
     folder = Path(config.run_dir).expanduser().absolute() / config.name
     own = _own_parts(components) if components else {}
-    progress = Progress(config.telemetry.progress, sys.stderr)
     pending = _pending(config, folder, own)
-    mirrored = open_mirror(config, folder, {stage.name: _settings(config, stage, own) for stage in config.stages}, progress)
-    if mirrored is not None:
-        pending = [stage for stage in pending if stage.name not in mirrored.finished]
-    check_run(config, pending, learned_reward="reward" not in own)
-    if pending:
-        _check_fits_here(config)
+    progress = Progress(config.telemetry.progress, sys.stderr)
+    settings = {stage.name: _settings(config, stage, own) for stage in config.stages}
+    with opened_mirror(config, folder, settings, progress) as mirrored:
+        if mirrored is not None:
+            pending = [stage for stage in pending if stage.name not in mirrored.finished]
+        check_run(config, pending, learned_reward="reward" not in own)
+        if pending:
+            _check_fits_here(config)
+        _run_in(config, components or built_in(), own, folder, mirrored, progress)
+    return folder
+
+
+def _run_in(
+    config: RunConfig,
+    components: Components,
+    own: Mapping[str, str],
+    folder: Path,
+    mirrored: MirroredRun | None,
+    progress: Progress,
+) -> None:
+    """Holds the folder, and runs in it what is not done. Raises UserError for a full disk."""
     try:
         _make_folder(folder)
         with _held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
             _write_config(config, folder)
-            _run_pending(config, components or built_in(), own, folder, mirrored, progress)
+            _run_pending(config, components, own, folder, mirrored, progress)
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):
             raise UserError(f"{folder}: the disk is full; free some space and run again, finished stages stay") from error
         if isinstance(error, (IsADirectoryError, NotADirectoryError)) and str(folder) in str(error.filename):
             raise UserError(f"{error.filename}: {error.strerror}, where the run writes; move it away") from error
         raise
-    return folder
 
 
 def _run_pending(

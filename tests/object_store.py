@@ -66,8 +66,9 @@ def object_store(environment: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     """A server with one empty bucket; its credentials are in the environment."""
     app = pytest.importorskip("moto.moto_server.werkzeug_app", reason="moto's server: pip install '.[dev]'")
     serving = pytest.importorskip("werkzeug.serving")
-    for name, value in (("AWS_ACCESS_KEY_ID", "me"), ("AWS_SECRET_ACCESS_KEY", "s3cret"), ("AWS_EC2_METADATA_DISABLED", "true")):
-        environment.setenv(name, value)
+    environment.setenv("AWS_ACCESS_KEY_ID", "me")
+    environment.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
     store, answered = ObjectStore(), threading.Event()
     moto = app.DomainDispatcherApplication(app.create_backend_app)
 

@@ -14,8 +14,8 @@ _DEEPEST = 40  # no valid config goes deeper; what does is refused by its keys
 _ELSEWHERE = {
     "telemetry.mlflow.tracking_uri": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
     "in the environment",
-    "checkpoints.mirror": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS or the "
-    "like in the environment; Azure's are written abfs://ACCOUNT.dfs.core.windows.net/CONTAINER",
+    "checkpoints.mirror": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS or the like in "
+    "the environment; an address of Azure is written abfs://ACCOUNT.dfs.core.windows.net/CONTAINER",
     "reward": "set RAYALIGN_REWARD_TOKEN in the environment",
 }
 

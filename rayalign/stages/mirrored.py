@@ -160,31 +160,40 @@ class MirroredRun:
         return True
 
 
-def open_mirror(
+@contextlib.contextmanager
+def opened_mirror(
     config: RunConfig, folder: Path, settings: Mapping[str, Any], progress: Progress
-) -> MirroredRun | None:
+) -> Iterator[MirroredRun | None]:
     """The run's mirror, if the config names one, once it has shown that it takes what is written.
 
     Raises UserError where it does not, or holds another run of this name.
     """
     uri = config.checkpoints.mirror
     if uri is None:
-        return None
+        yield None
+        return
     address, question, options = uri.partition("?")
     whole = f"{address.rstrip('/')}/{config.name}{question}{options}"
+    remote = Remote(whole, timeout_s=config.checkpoints.mirror_timeout_s)
     try:
-        remote = Remote(whole, timeout_s=config.checkpoints.mirror_timeout_s)
+        run = MirroredRun(config, folder, settings, _tried(remote, progress))
+        run.check_same_run()
+        yield run
+    finally:
+        remote.stop()
+
+
+def _tried(remote: Remote, progress: Progress) -> Mirror:
+    mirror = Mirror(remote)
+    try:
         remote.probe()
-        mirror = Mirror(remote)
         mirror.look(progress.say)
     except Unreachable as fault:
         raise UserError(
             f"checkpoints.mirror: {fault}; a run must be able to write, list, read and remove there: check the address, the "
             "bucket and the credentials in the environment, or unset it"
         ) from None
-    run = MirroredRun(config, folder, settings, mirror)
-    run.check_same_run()
-    return run
+    return mirror
 
 
 @contextlib.contextmanager

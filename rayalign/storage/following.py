@@ -98,7 +98,7 @@ class Following:
             except (Unreachable, OSError) as error:
                 if pause_s is not None and not self._leave.wait(pause_s):
                     continue
-                if not self._lost:
+                if not self._lost and not self._leave.is_set():
                     self._tell(f"warning: checkpoints.mirror: {error}; the run goes on, and tries again when there is more")
                 self._lost = True
                 return False

@@ -1,37 +1,28 @@
 """A folder in an object store, or on another file system with an address: every call has a deadline.
 
 pyarrow reaches S3, Google Cloud Storage, Azure, HDFS and folders without a further package, and is here already for Parquet;
-fsspec would need one more for each store. What only fsspec knows, pyarrow takes as fsspec+PROTOCOL://.
+fsspec would need one more for each store. What only fsspec knows, pyarrow takes as fsspec+PROTOCOL://. It works in a process
+of its own (`remote_worker`): a thread that hangs in it cannot be ended, and keeps Python from its exit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
+import json
 import os
 import secrets
-import threading
+import select
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, TimeoutError
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
-from rayalign.errors import is_disk_full
-from rayalign.storage.aside import flush
-from rayalign.storage.checkpoints import CHUNK
-
-T = TypeVar("T")
-Beat = Callable[[], None]  # called whenever something has moved
-
-FLAT = ("s3", "gcs", "abfs")  # have keys and no folders: there is none to make
-CONNECT_S = 10.0
-ATTEMPTS = 3  # of a request, by the store's own library
-WATCH_S = 0.2
+START_S = 120.0  # for a Python that imports pyarrow, on a busy machine
 LONGEST = 300  # characters of another library's message
+WORKER = Path(__file__).with_name("remote_worker.py")
 
 
 class Unreachable(Exception):
@@ -45,188 +36,143 @@ class NotThere(Unreachable):
 class Remote:
     """All objects below one address, by their names from there ("rft/policy/config.json").
 
-    One call at a time. Each raises Unreachable when it fails, or when nothing has moved for `timeout_s` seconds.
+    One call at a time. Each raises Unreachable when it fails, or when nothing has moved for `timeout_s` seconds; the process
+    is killed then, so that nothing which was begun ends later.
     """
 
     def __init__(self, uri: str, *, timeout_s: float) -> None:
         self.shown = urlsplit(uri)._replace(query="").geturl().rstrip("/")  # for messages
-        self._timeout_s = timeout_s
-        self._last: Future[Any] | None = None  # a call that was given up, and may still hang
-        importlib.import_module("pyarrow.fs")  # what its import takes is not the store's time
-        self._filesystem, root = self._call("open", lambda _: _open(uri, timeout_s))
-        self._root = root.rstrip("/")
-        self._has_folders = self._filesystem.type_name not in FLAT
+        self._uri, self._timeout_s = uri, timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unread = b""
 
     def probe(self) -> None:
         """Writes, finds, reads and removes a small object: whether all that is needed later is allowed."""
         name = f".probe-{secrets.token_hex(8)}"
         self.write(name, b"rayalign")
-        try:
-            if name not in self.names() or self.read(name) != b"rayalign":
-                raise Unreachable("an object that was written is not found again")
-        finally:
-            self.remove(name)
+        if name not in self.names() or self.read(name) != b"rayalign":
+            raise Unreachable(f"{self.shown}: an object that was written is not found again")
+        self.remove(name)
 
     def names(self, below: str = "") -> list[str]:
         """Of all objects, or of those below a name; sorted."""
-        from pyarrow.fs import FileSelector, FileType
-
-        folder = f"{self._root}/{below}".rstrip("/")
-        selector = FileSelector(folder, recursive=True, allow_not_found=True)
-        found = self._call("list", lambda _: self._filesystem.get_file_info(selector))
-        start = len(self._root) + 1
-        return sorted(info.path[start:] for info in found if info.type == FileType.File)
+        return list(self._call("names", below))
 
     def read(self, name: str) -> bytes:
         """A small object. Raises NotThere."""
-
-        def receive(_: Beat) -> bytes:
-            with self._filesystem.open_input_stream(self._path(name)) as stream:
-                return bytes(stream.read())
-
-        return self._call(f"read {name}", receive)
+        with tempfile.TemporaryDirectory() as folder:
+            self.download(name, Path(folder) / "object")
+            return (Path(folder) / "object").read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """A small object; in a folder too it is replaced in one step."""
-
-        def send(_: Beat) -> None:
-            path = self._path(name)
-            aside = f"{path}.part" if self._has_folders else path
-            with self._written(aside) as stream:
-                stream.write(content)
-            if aside != path:
-                self._filesystem.move(aside, path)
-
-        self._call(f"write {name}", send)
+        """A small object, which is replaced in one step."""
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "object").write_bytes(content)
+            self._call("upload", str(Path(folder) / "object"), name, True)
 
     def upload(self, path: Path, name: str) -> tuple[int, str]:
         """Sends a file; the size and SHA-256 of what was sent. Raises FileNotFoundError where the file is gone."""
-        source = path.open("rb")
-
-        def send(beat: Beat) -> tuple[int, str]:
-            size, digest = 0, hashlib.sha256()
-            with source, self._written(self._path(name)) as stream:
-                while chunk := source.read(CHUNK):
-                    stream.write(chunk)
-                    digest.update(chunk)
-                    size += len(chunk)
-                    beat()
-            return size, digest.hexdigest()
-
-        return self._call(f"write {name}", send)
+        size, digest = self._call("upload", str(path.absolute()), name, False)
+        return size, digest
 
     def download(self, name: str, path: Path) -> tuple[int, str]:
         """Brings an object to the disk; the size and SHA-256 of what came. Raises NotThere, and OSError for a full disk."""
-
-        def receive(beat: Beat) -> tuple[int, str]:
-            size, digest = 0, hashlib.sha256()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._filesystem.open_input_stream(self._path(name)) as stream, path.open("wb") as file:
-                while chunk := stream.read(CHUNK):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    size += len(chunk)
-                    beat()
-            flush(path)
-            return size, digest.hexdigest()
-
-        try:
-            return self._call(f"read {name}", receive)
-        except Unreachable as fault:
-            if isinstance(fault.__cause__, OSError) and is_disk_full(fault.__cause__):
-                raise fault.__cause__ from None
-            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size, digest = self._call("download", name, str(path.absolute()))
+        return size, digest
 
     def remove(self, name: str) -> None:
         """An object; nothing where there is none."""
-
         with contextlib.suppress(NotThere):
-            self._call(f"remove {name}", lambda _: self._filesystem.delete_file(self._path(name)))
+            self._call("remove", name)
 
     def remove_below(self, name: str) -> None:
         """All objects below a name."""
         with contextlib.suppress(NotThere):
-            self._call(f"remove {name}", lambda _: self._filesystem.delete_dir(self._path(name)))
+            self._call("remove_below", name)
 
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+    def stop(self) -> None:
+        """Ends the process from any thread; a call in progress fails."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
-    def _written(self, path: str) -> Any:
-        if self._has_folders:
-            self._filesystem.create_dir(os.path.dirname(path), recursive=True)
-        return self._filesystem.open_output_stream(path)
+    def close(self) -> None:
+        """Ends the process, also in the middle of a call; a next call starts another."""
+        process, self._process, self._unread = self._process, None, b""
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
 
-    def _call(self, what: str, work: Callable[[Beat], T]) -> T:
-        """Works in a thread of its own, which is left behind when nothing moves: no library's deadlines are relied on.
+    def _call(self, call: str, *arguments: Any) -> Any:
+        if self._process is None:
+            self._start()
+        return self._ask(call, *arguments)
 
-        The next call fails while one that was left behind still hangs, else it could end later and undo newer work.
-        """
-        if self._last is not None and not self._last.done():
-            raise Unreachable(f"{self.shown}: an earlier call still has no answer")
-        done: Future[T] = Future()
-        moved = [time.monotonic()]
+    def _start(self) -> None:
+        # A session of its own: what a terminal sends to the run is the run's to act on.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._answer("start", START_S)
+        try:
+            self._ask("open", self._uri, self._timeout_s)
+        except Unreachable:
+            self.close()
+            raise
 
-        def beat() -> None:
-            moved[0] = time.monotonic()
+    def _ask(self, call: str, *arguments: Any) -> Any:
+        what = call if call == "open" else f"{call} {' '.join(a for a in arguments if isinstance(a, str) and a[:1] != '/')}"
+        assert self._process is not None and self._process.stdin is not None
+        answered = False
+        try:
+            with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+                self._process.stdin.write((json.dumps({"call": call, "arguments": arguments}) + "\n").encode())
+                self._process.stdin.flush()
+            answer = self._answer(what.strip(), self._timeout_s)
+            answered = True
+        finally:
+            if not answered:
+                self.close()  # what comes later would be taken for the answer to another call
+        if "error" not in answer:
+            return answer["result"]
+        if answer["kind"] == "gone":
+            raise FileNotFoundError(answer["error"])
+        if answer["kind"] == "full":
+            raise OSError(answer["errno"], os.strerror(answer["errno"]))
+        kind = NotThere if answer["kind"] == "missing" else Unreachable
+        raise kind(f"{self.shown}: {what.strip()}: {_brief(answer['error'])}")
 
-        def target() -> None:
-            try:
-                done.set_result(work(beat))
-            except Exception as error:  # noqa: BLE001 - handed to the caller's thread
-                done.set_exception(error)
-
-        self._last = done
-        threading.Thread(target=target, name="mirror call", daemon=True).start()
+    def _answer(self, what: str, timeout_s: float) -> dict[str, Any]:
+        """The answer, once what moves has come to an end."""
+        assert self._process is not None and self._process.stdout is not None
+        pipe, end = self._process.stdout.fileno(), time.monotonic() + timeout_s
         while True:
-            try:
-                return done.result(timeout=WATCH_S)
-            except TimeoutError:
-                if done.done():
-                    raise Unreachable(f"{self.shown}: {what}: no answer in time") from None
-                if time.monotonic() - moved[0] > self._timeout_s:
-                    raise Unreachable(f"{self.shown}: {what}: nothing moved for {self._timeout_s:g} s") from None
-            except FileNotFoundError as error:
-                raise NotThere(f"{self.shown}: {what}: {_brief(error)}") from error
-            except Exception as error:  # noqa: BLE001 - whatever a store's library raises
-                raise Unreachable(f"{self.shown}: {what}: {_brief(error)}") from error
+            line, newline, rest = self._unread.partition(b"\n")
+            if newline:
+                self._unread = rest
+                answer: dict[str, Any] = json.loads(line)
+                if "beat" not in answer:
+                    return answer
+                end = time.monotonic() + timeout_s
+                continue
+            ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise Unreachable(f"{self.shown}: {what}: nothing moved for {timeout_s:g} s")
+            received = os.read(pipe, 2**16)
+            if not received:
+                raise Unreachable(f"{self.shown}: {what}: the process that copies has ended")
+            self._unread += received
 
 
-def _open(uri: str, timeout_s: float) -> tuple[Any, str]:
-    """A file system of pyarrow, and the path of `uri` in it."""
-    from pyarrow import fs
-
-    parts = urlsplit(uri)
-    options = dict(parse_qsl(parts.query))
-    if parts.scheme == "s3":
-        return _open_s3(parts.netloc, options, timeout_s), f"{parts.netloc}{parts.path}"
-    if parts.scheme in ("gs", "gcs"):
-        limit = timedelta(seconds=timeout_s)
-        return fs.GcsFileSystem(retry_time_limit=limit, **options), f"{parts.netloc}{parts.path}"
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    return filesystem, str(path)
-
-
-def _open_s3(bucket: str, options: dict[str, str], timeout_s: float) -> Any:
-    """As from_uri does, which takes no deadlines; its own are 3 s, in which a large object may not be completed."""
-    from pyarrow import fs
-
-    placed = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-    if not {"region", "endpoint_override"} & options.keys() and not any(name in os.environ for name in placed):
-        options["region"] = fs.resolve_s3_region(bucket)
-    return fs.S3FileSystem(
-        region=options.get("region"),
-        scheme=options.get("scheme"),
-        endpoint_override=options.get("endpoint_override"),
-        force_virtual_addressing=options.get("force_virtual_addressing") == "true",
-        tls_ca_file_path=options.get("tls_ca_file_path"),
-        connect_timeout=min(CONNECT_S, timeout_s),
-        request_timeout=max(1.0, timeout_s / ATTEMPTS),
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        background_writes=False,  # else a file is read into memory as fast as the disk gives it
-        allow_delayed_open=True,  # a small object is one request
-    )
-
-
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def _brief(text: str) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."

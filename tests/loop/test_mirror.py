@@ -17,7 +17,7 @@ import yaml
 from rayalign.config.load import load_config, parse_config
 from rayalign.errors import Stopped, UserError
 from rayalign.run import run
-from rayalign.stages.mirrored import open_mirror
+from rayalign.stages.mirrored import opened_mirror
 from rayalign.storage.aside import write_json
 from rayalign.storage.checkpoints import MANIFEST
 from rayalign.telemetry.progress import Progress
@@ -106,22 +106,6 @@ def test_a_run_goes_on_without_its_folder(loop_values, s3, tmp_path, capfd):
     assert (folder / "dpo" / "policy" / "model.safetensors").read_bytes() == policy.read_bytes()
 
 
-@pytest.mark.own_process
-def test_a_run_outlives_its_mirror(loop_values, s3, tmp_path, capfd, monkeypatch):
-    """The server dies for good in the middle: one warning, one line at the end of what it lacks, and all is here."""
-    monkeypatch.setattr("rayalign.storage.following.PAUSES_S", (0.1, 0.1))
-    config = config_of(loop_values, "alone", s3.uri())
-    s3.fault = lambda method, name: "dead" if "checkpoints" in name or "policy" in name else None
-    run(config)
-    said = [line for line in capfd.readouterr().err.splitlines() if "warning: checkpoints.mirror" in line]
-    assert len(said) == 2 and "the run goes on" in said[0] and "lacks sft, dpo" in said[1]
-    assert (tmp_path / "alone" / "dpo" / "done.json").exists()
-
-    s3.fault = lambda method, name: None
-    run(config)  # done before; what the mirror lacks is copied now
-    assert {f"sft/{MANIFEST}", f"dpo/{MANIFEST}"} <= set(s3.names("runs/alone"))
-
-
 def small_config(folder: Path, mirror: str, **checkpoints: Any) -> Path:
     """A world and nothing else."""
     values = {
@@ -136,6 +120,22 @@ def small_config(folder: Path, mirror: str, **checkpoints: Any) -> Path:
     path = folder / "x.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def test_a_run_outlives_its_mirror(s3, tmp_path, capfd, monkeypatch):
+    """The server dies in the middle: one warning, one line at the end of what it lacks, and all is here."""
+    monkeypatch.setattr("rayalign.storage.following.PAUSES_S", (0.1, 0.1))
+    config = load_config(small_config(tmp_path, s3.uri()))
+    s3.fault = lambda method, name: "dead" if name.endswith("prompts.jsonl") else None
+    folder = run(config)
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: checkpoints.mirror")]
+    assert len(said) == 2 and "the run goes on" in said[0] and "s3://bucket/runs/x lacks world;" in said[1]
+    assert (folder / "world" / "done.json").exists() and f"world/{MANIFEST}" not in s3.names("runs/x")
+
+    s3.fault = lambda method, name: None
+    run(config)  # done before; what the mirror lacks is copied now
+    assert f"world/{MANIFEST}" in s3.names("runs/x")
+    assert "lacks" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_mirror_that_never_answers_ends_the_command(s3, tmp_path):
     done = run_rayalign("train", str(small_config(tmp_path, s3.uri(), mirror_timeout_s=2)), timeout_s=120)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("rayalign: checkpoints.mirror: s3://bucket/runs/x: write .probe")
+    assert line.startswith("rayalign: checkpoints.mirror: s3://bucket/runs/x: upload .probe")
     assert not (tmp_path / "runs").exists()
 
 
@@ -165,12 +165,12 @@ def test_a_run_that_is_stopped_does_not_wait_for_a_hanging_mirror(s3, tmp_path):
     config, told = load_config(small_config(tmp_path, s3.uri(), grace_s=1.5)), io.StringIO()
     folder, progress = tmp_path / "runs" / "x", Progress(True, told)
     write_json(folder / "world" / "done.json", {})
-    mirrored = open_mirror(config, folder, {"world": {}}, progress)
-    assert mirrored is not None
-    s3.fault = lambda method, name: "hangs"
-    start = time.monotonic()
-    with contextlib.suppress(Stopped), mirrored.followed(progress):
-        (folder / ".stop").touch()
-        raise Stopped("asked to")
+    with opened_mirror(config, folder, {"world": {}}, progress) as mirrored:
+        assert mirrored is not None
+        s3.fault = lambda method, name: "hangs"
+        start = time.monotonic()
+        with contextlib.suppress(Stopped), mirrored.followed(progress):
+            (folder / ".stop").touch()
+            raise Stopped("asked to")
     assert time.monotonic() - start < 4
     assert "runs/x lacks world" in told.getvalue()
