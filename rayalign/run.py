@@ -27,14 +27,15 @@ from rayalign.ports import Fleet
 from rayalign.preflight.check import check_run, needs_of
 from rayalign.report.results import results_problem
 from rayalign.report.summary import summarise
-from rayalign.stages.checkpoints import checkpoint_store, differences, stored_checkpoints
+from rayalign.stages.checkpoints import checkpoint_store, checkpoint_store_of, differences
 from rayalign.stages.context import STOP_FILE, Components, RunContext
+from rayalign.stages.mirrored import MirroredRun, opened_mirror
 from rayalign.stopping import stop_on_sigterm
 from rayalign.storage.aside import write_json, written_aside
+from rayalign.storage.mirror import DONE
 from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
 
-DONE = "done.json"
 # The user's own parts that a kind of stage works with, where there are any.
 OWN_PARTS: dict[str, tuple[str, ...]] = {
     "fit_reward": ("reward_loss",),
@@ -93,36 +94,61 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
     """
     folder = Path(config.run_dir).expanduser().absolute() / config.name
     own = _own_parts(components) if components else {}
-    pending = [stage for stage in config.stages if not _is_done(config, folder, stage, own)]
-    check_run(config, pending, learned_reward="reward" not in own)
-    if pending:
-        _check_fits_here(config)
+    pending = _pending(config, folder, own)
+    progress = Progress(config.telemetry.progress, sys.stderr)
+    settings = {stage.name: _settings(config, stage, own) for stage in config.stages}
+    with opened_mirror(config, folder, settings, progress) as mirrored:
+        if mirrored is not None:
+            pending = [stage for stage in pending if stage.name not in mirrored.finished]
+        check_run(config, pending, learned_reward="reward" not in own)
+        if pending:
+            _check_fits_here(config)
+        _run_in(config, components or built_in(), own, folder, mirrored, progress)
+    return folder
+
+
+def _run_in(
+    config: RunConfig,
+    components: Components,
+    own: Mapping[str, str],
+    folder: Path,
+    mirrored: MirroredRun | None,
+    progress: Progress,
+) -> None:
+    """Holds the folder, and runs in it what is not done. Raises UserError for a full disk."""
     try:
         _make_folder(folder)
         with _held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
             _write_config(config, folder)
-            _run_pending(config, components or built_in(), own, folder, pending)
+            _run_pending(config, components, own, folder, mirrored, progress)
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):
             raise UserError(f"{folder}: the disk is full; free some space and run again, finished stages stay") from error
         if isinstance(error, (IsADirectoryError, NotADirectoryError)) and str(folder) in str(error.filename):
             raise UserError(f"{error.filename}: {error.strerror}, where the run writes; move it away") from error
         raise
-    return folder
 
 
 def _run_pending(
-    config: RunConfig, components: Components, own: Mapping[str, str], folder: Path, pending: list[Stage]
+    config: RunConfig,
+    components: Components,
+    own: Mapping[str, str],
+    folder: Path,
+    mirrored: MirroredRun | None,
+    progress: Progress,
 ) -> None:
-    progress = Progress(config.telemetry.progress, sys.stderr)
+    if mirrored is not None:
+        mirrored.take(progress)
+    pending = _pending(config, folder, own)
     _say_done(progress, config, pending)
     for stage in config.stages:
         if stage not in pending:  # where the run died before it had tidied up
-            stored_checkpoints(folder, config.checkpoints, stage.name).drop_states()
+            checkpoint_store_of(folder, config, stage.name).drop_states()
     for line in hazards(config, pending):
         progress.say(f"warning: {line}")
     resolved = config.model_dump(mode="json")
-    with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
+    copied = mirrored.followed(progress) if mirrored is not None else contextlib.nullcontext()
+    with copied, Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
         _run_stages(config, components, own, folder, pending, tracker, progress)
     _report(config, folder)
 
@@ -301,6 +327,11 @@ def _identity(config: RunConfig, name: str, own: Mapping[str, str]) -> str:
     stage = next(stage for stage in config.stages if stage.name == name)
     settings = json.dumps(_settings(config, stage, own), sort_keys=True)
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+def _pending(config: RunConfig, folder: Path, own: Mapping[str, str]) -> list[Stage]:
+    """The stages that have not finished here."""
+    return [stage for stage in config.stages if not _is_done(config, folder, stage, own)]
 
 
 def _is_done(config: RunConfig, folder: Path, stage: Stage, own: Mapping[str, str]) -> bool:

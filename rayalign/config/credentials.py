@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 from rayalign.config.explain import stage_name
 
 _IN_ADDRESS = re.compile(r"[a-z0-9+.-]://[^/?#\s]*@", re.IGNORECASE)  # looks at each character once
+_OPENS = ("secret", "passw", "token", "access_key", "account_key", "signature", "sas")  # in names of what follows a ?
 _DEEPEST = 40  # no valid config goes deeper; what does is refused by its keys
 _ELSEWHERE = {
     "telemetry.mlflow.tracking_uri": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
     "in the environment",
+    "checkpoints.mirror": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS or the like in "
+    "the environment; an address of Azure is written abfs://ACCOUNT.dfs.core.windows.net/CONTAINER",
     "reward": "set RAYALIGN_REWARD_TOKEN in the environment",
 }
 
@@ -28,7 +32,7 @@ def _first(node: Any, key: str, depth: int = 0) -> str | None:
     if depth > _DEEPEST:
         return None
     if isinstance(node, str):
-        return key if _IN_ADDRESS.search(node) else None
+        return key if _IN_ADDRESS.search(node) or _in_options(node) else None
     below: list[tuple[str, Any]] = []
     if isinstance(node, dict):
         below = [(str(name), value) for name, value in node.items()]
@@ -36,3 +40,12 @@ def _first(node: Any, key: str, depth: int = 0) -> str | None:
         below = [(stage_name(value) or str(place), value) for place, value in enumerate(node)]
     found = (_first(value, f"{key}.{name}" if key else name, depth + 1) for name, value in below)
     return next((name for name in found if name is not None), None)
+
+
+def _in_options(text: str) -> bool:
+    """Whether a secret follows the ? of an address: by the option's name, or as USER@HOST in its value."""
+    address, _, options = text.partition("?")
+    if "://" not in address:
+        return False
+    pairs = [option.partition("=") for option in options.split("&")]
+    return any("@" in unquote(value) or any(word in name.lower() for word in _OPENS) for name, _, value in pairs)

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 from rayalign import __version__
 from rayalign.config.checkpoints import CheckpointConfig
+from rayalign.config.run import RunConfig
 from rayalign.errors import Stopped, UserError
 from rayalign.ports import Resumable, Workers
 from rayalign.stages.context import RunContext
-from rayalign.storage.checkpoints import Checkpoint, CheckpointStore, Files
+from rayalign.storage.checkpoints import CHECKPOINTS, Checkpoint, CheckpointStore, Files
 
 Values = Mapping[str, Any]
 
@@ -54,14 +55,14 @@ class Schedule:
         self._last_s = time.monotonic()
 
 
-def stored_checkpoints(folder: Path, config: CheckpointConfig, stage: str) -> CheckpointStore:
-    """The checkpoints of a stage of the run in `folder`."""
-    return CheckpointStore(folder / "checkpoints" / stage, keep=config.keep)
-
-
 def checkpoint_store(context: RunContext, stage: str) -> CheckpointStore:
     """The checkpoints of a stage of this run."""
-    return stored_checkpoints(context.folder, context.config.checkpoints, stage)
+    return checkpoint_store_of(context.folder, context.config, stage)
+
+
+def checkpoint_store_of(folder: Path, config: RunConfig, stage: str) -> CheckpointStore:
+    """The checkpoints of a stage of the run in `folder`."""
+    return CheckpointStore(folder / CHECKPOINTS / stage, keep=config.checkpoints.keep)
 
 
 def find_checkpoint(context: RunContext, stage: str, data: Mapping[str, str]) -> Checkpoint | None:
@@ -166,6 +167,10 @@ class LoopCheckpoints:
             self._context.progress.say(f"{self._stage}: keeps the models of {where}")
         return best
 
+    def has_models(self) -> bool:
+        """Whether the stage has left models already; those of another machine come only with a mirror that was complete."""
+        return (self._context.stage_folder(self._stage) / "policy").is_dir()
+
     def finish(self) -> None:
         """Waits for what is being written."""
         self._commit(wait=True)
@@ -226,7 +231,7 @@ def end_early(checkpoints: LoopCheckpoints, groups: Saves, *, saved: bool) -> No
     """A stage that stops at an alarm leaves the best models that are known, else the last saved, else the present ones."""
     if best := checkpoints.best():
         groups.save_from(best.folder)
-    elif not saved:
+    elif not (saved and checkpoints.has_models()):
         groups.save()
 
 

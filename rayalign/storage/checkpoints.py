@@ -6,10 +6,11 @@ a full disk or a bad sector left behind is told apart from what can be loaded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ FORMAT = 1
 STATE = "state"  # what only a resumption needs; beside it lie Hugging Face folders
 NAME = re.compile(r"\d{8}")
 BEFORE = ".before"  # ending of a checkpoint that one of the same step replaces
+CHECKPOINTS = "checkpoints"  # of a run folder: holds a folder for each stage
+HELD = ".held"  # names the checkpoint that is being copied elsewhere
 CHUNK = 2**22  # bytes
 
 Files = dict[str, tuple[int, str]]  # path inside the checkpoint: (bytes, SHA-256)
@@ -80,7 +83,9 @@ class CheckpointStore:
             flush(folder)
         target = self.folder / f"{manifest['step']:08d}"
         if target.exists():
-            target.rename(self.folder / f".{target.name}{BEFORE}")
+            before = self.folder / f".{target.name}{BEFORE}"
+            remove(before)
+            target.rename(before)
         part.rename(target)
         flush(self.folder)
         self._prune(but=target)
@@ -91,6 +96,10 @@ class CheckpointStore:
 
         Where there is none, the stage begins: models of an earlier time that it ran to its end are removed.
         """
+        for aside in self.folder.glob(f".*{BEFORE}"):  # by a commit that was interrupted
+            target = self.folder / aside.name[1 : -len(BEFORE)]
+            if not target.exists():
+                aside.rename(target)
         ended = []
         for folder in reversed(self._folders()):
             try:
@@ -128,17 +137,26 @@ class CheckpointStore:
 
     def best(self) -> Checkpoint | None:
         """The one with the highest score; None where none was given any. Its files are not verified."""
-        scored = [c for c in self._readable() if c.manifest.get("score") is not None]
-        return max(scored, key=lambda c: (c.manifest["score"], c.step), default=None)
+        return best_of(self.known())
+
+    def known(self) -> list[Checkpoint]:
+        """All that can be gone on from, by their manifests, oldest first. Their files are not verified."""
+        return [checkpoint for checkpoint in self._readable() if not checkpoint.manifest.get("ended")]
+
+    @contextlib.contextmanager
+    def held(self, step: int) -> Iterator[None]:
+        """While the block runs the checkpoint of `step` stays, whatever newer ones any process commits."""
+        file = self.folder / HELD
+        file.write_text(f"{step:08d}", encoding="utf-8")
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
 
     def _folders(self) -> list[Path]:
-        """Oldest first. One that a commit had put aside when it was interrupted is back in its place."""
+        """Oldest first."""
         if not self.folder.is_dir():
             return []
-        for aside in self.folder.glob(f".*{BEFORE}"):
-            target = self.folder / aside.name[1 : -len(BEFORE)]
-            if not target.exists():
-                aside.rename(target)
         return sorted(path for path in self.folder.iterdir() if NAME.fullmatch(path.name))
 
     def _readable(self) -> Iterator[Checkpoint]:
@@ -149,11 +167,17 @@ class CheckpointStore:
                 continue
 
     def _prune(self, *, but: Path) -> None:
-        best = self.best()
+        best, held = self.best(), self._held()
         for folder in self._folders()[: -self._keep]:
-            if folder != but and (best is None or folder != best.folder):
+            if folder != but and folder.name != held and (best is None or folder != best.folder):
                 remove(folder)
         self._remove_parts()
+
+    def _held(self) -> str:
+        try:
+            return (self.folder / HELD).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
 
     def _remove_parts(self) -> None:
         for pattern in (".*.part", f".*{BEFORE}"):
@@ -161,19 +185,32 @@ class CheckpointStore:
                 remove(part)
 
 
+def best_of(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The one with the highest score, the later of equals; None where none was given any."""
+    scored = [c for c in checkpoints if c.manifest.get("score") is not None]
+    return max(scored, key=lambda c: (c.manifest["score"], c.step), default=None)
+
+
 def read(folder: Path) -> Checkpoint:
     """A checkpoint by its manifest alone. Raises Damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise Damaged(f"{MANIFEST}: {error.strerror}") from None
+    return Checkpoint(folder, parse_manifest(content))
+
+
+def parse_manifest(content: bytes) -> dict[str, Any]:
+    """What a manifest says. Raises Damaged."""
+    try:
+        manifest = json.loads(content)
         if manifest["format"] != FORMAT:
             raise Damaged(f"its format is {manifest['format']}, this version reads {FORMAT}")
         if not isinstance(manifest["step"], int) or not isinstance(manifest["files"], dict):
             raise Damaged("its manifest is not one of this program")
-    except OSError as error:
-        raise Damaged(f"{MANIFEST}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise Damaged(f"{MANIFEST} is torn") from None
-    return Checkpoint(folder, manifest)
+    return dict(manifest)
 
 
 def verify(checkpoint: Checkpoint) -> None:

@@ -40,6 +40,7 @@ def refused(given: dict[str, Any]) -> str:
         ("data.prompts.path", "s3"),
         ("model.path", "HTTPS"),
         ("placement.address", "ray"),
+        ("checkpoints.mirror", "s3"),
     ],
 )
 def test_an_address_with_a_password_is_refused(key: str, scheme: str, user: str, tmp_path: Path) -> None:
@@ -50,6 +51,26 @@ def test_an_address_with_a_password_is_refused(key: str, scheme: str, user: str,
         load_config(file, [f"{key}={scheme}://{user}@host.example/x"])
     assert SECRET not in str(error.value)
     assert f"{key}: the address holds a user or a password, which would be written to disk" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        f"secret_key={SECRET}",
+        f"region=eu-west-1&client_secret={SECRET}",
+        f"sas_token={SECRET}",
+        f"endpoint_override=me:{SECRET}%40host",
+    ],
+)
+def test_a_mirror_with_a_secret_behind_its_address_is_refused(option: str, tmp_path: Path) -> None:
+    """In a file and in an override: no part of it is repeated."""
+    file = tmp_path / "x.yaml"
+    file.write_text(yaml.safe_dump(values()))
+    with pytest.raises(ConfigError) as error:
+        load_config(file, [f"checkpoints.mirror=s3://bucket/runs?{option}"])
+    assert SECRET not in str(error.value)
+    assert "checkpoints.mirror: the address holds a user or a password" in str(error.value)
+    assert "AWS_ACCESS_KEY_ID" in str(error.value)
 
 
 def test_what_to_do_instead_is_told() -> None:

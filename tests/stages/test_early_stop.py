@@ -48,7 +48,13 @@ class Alternation:
     """The controller's loop of three rounds on stand-ins; `saved` are the versions that were saved."""
 
     def __init__(
-        self, folder: Path, entropies: list[float], *, early_stop: bool = True, save_every: int = 1
+        self,
+        folder: Path,
+        entropies: list[float],
+        *,
+        early_stop: bool = True,
+        save_every: int = 1,
+        on_disk: bool = True,
     ) -> None:
         self.records: list[dict[str, Any]] = []
         self.said = io.StringIO()
@@ -56,6 +62,12 @@ class Alternation:
         workers = LocalWorkers("rollout")
         workers.build(Echo, [()])
         self.policy = Policy(entropies, workers.engine)
+
+        def save() -> None:
+            self.saved.append(self.policy.version)
+            if on_disk:
+                (folder / "rl" / "policy").mkdir(parents=True, exist_ok=True)
+
         groups: Any = SimpleNamespace(
             policy=self.policy,
             rollout=RolloutGroup(workers),
@@ -66,7 +78,7 @@ class Alternation:
             seed_of=lambda purpose, number: number,
             update_reward=lambda clock: {},
             start_critic=lambda number: None,
-            save=lambda: self.saved.append(self.policy.version),
+            save=save,
             saved=lambda: {},
             data={},
         )
@@ -75,6 +87,7 @@ class Alternation:
                 model=SimpleNamespace(dtype="float32"), resume="auto", checkpoints=CheckpointConfig(every_s=None)
             ),
             folder=folder,
+            stage_folder=lambda name: folder / name,
             settings={},
             restarted=False,
             stopping=False,
@@ -112,6 +125,11 @@ def test_a_loop_ends_at_a_collapse(step, save_every, versions, saved, tmp_path):
     assert loop.policy.version == versions
     assert loop.saved == saved
     assert ("stops early" in loop.said.getvalue()) == (step < 99)
+
+
+def test_a_stage_whose_earlier_models_are_gone_leaves_what_it_has(tmp_path):
+    """It goes on from a checkpoint on another machine, and the models of its rounds did not come with it."""
+    assert Alternation(tmp_path, collapsing_at(10), on_disk=False).saved == [STEPS, 12]
 
 
 def test_a_warning_stands_once_whatever_follows_and_its_measure_in_every_record(tmp_path):
