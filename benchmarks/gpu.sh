@@ -5,6 +5,8 @@
 #   WHEELS=            a folder of wheels for what PYTHON lacks (vllm, deepspeed, ray and what they need)
 #   OUT=gpu.json       where the numbers go
 #   SIZE=0.5b          the model's size; tiny for a first look
+#   LIMIT_S=900        seconds that one check may take
+#   ONLY=              names of checks, where not all of them; leaves the tests out
 #
 # Works in .venv-gpu, which sees PYTHON's packages; PYTHON's own environment stays as it is. Exit code 2: no GPU.
 set -eu
@@ -46,7 +48,10 @@ export PYTHONPATH="$(pwd -P)${PYTHONPATH:+:$PYTHONPATH}"
 
 status=0
 # Without our settings of pytest: they need plugins that such a machine may lack.
-"$venv/bin/python" -m pytest -c /dev/null --rootdir . -W ignore::pytest.PytestUnknownMarkWarning -q -rs -m gpu tests/gpu ||
+[ -n "${ONLY:-}" ] ||
+    "$venv/bin/python" -m pytest -c /dev/null --rootdir . -W ignore::pytest.PytestUnknownMarkWarning -q -rs -m gpu tests/gpu ||
     status=1
-"$venv/bin/python" benchmarks/gpu_check.py --size "${SIZE:-0.5b}" --out "${OUT:-gpu.json}" || status=1
+# shellcheck disable=SC2086 # names of checks are words
+"$venv/bin/python" benchmarks/gpu_check.py --size "${SIZE:-0.5b}" --limit-s "${LIMIT_S:-900}" \
+    ${ONLY:+--only $ONLY} --out "${OUT:-gpu.json}" || status=1
 exit $status

@@ -3,7 +3,8 @@
     python benchmarks/gpu_check.py --out gpu.json
 
 The model has random weights of Qwen2.5-0.5B's architecture; nothing is fetched. A check that fails does not stop the
-others. Exit code 0 when all passed or were skipped, 1 when one failed, 2 when there is no GPU.
+others, and the file of numbers is written after each. Exit code 0 when all passed or were skipped, 1 when one failed,
+2 when there is no GPU.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="0.5b", choices=list(WORK))
     parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS))
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="seconds that one check may take")
     parser.add_argument("--out", type=Path, help="where the numbers go, as JSON")
     parser.add_argument("--child", metavar="MODEL", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -45,11 +47,11 @@ def main() -> None:
         case = make_case(Path(folder), arguments.size)
         results = {}
         for name in arguments.only:
-            results[name] = run_check(name, case)
+            results[name] = run_check(name, case, limit_s=arguments.limit_s)
             print(line(name, results[name]), flush=True)
+            if arguments.out:
+                arguments.out.write_text(json.dumps({"size": arguments.size, "checks": results}, indent=2) + "\n")
     print(comparison(results))
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"size": arguments.size, "checks": results}, indent=2) + "\n")
     sys.exit(any(result["status"] == "failed" for result in results.values()))
 
 
@@ -71,7 +73,7 @@ def make_case(folder: Path, size: str) -> Case:
     return case
 
 
-def run_check(name: str, case: Case) -> dict[str, Any]:
+def run_check(name: str, case: Case, *, limit_s: float = LIMIT_S) -> dict[str, Any]:
     """One check in a child process: {status, wall_s, numbers or reason}."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +98,7 @@ def run_check(name: str, case: Case) -> dict[str, Any]:
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
             try:
-                child.wait(LIMIT_S)
+                child.wait(limit_s)
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
@@ -104,7 +106,7 @@ def run_check(name: str, case: Case) -> dict[str, Any]:
             result = json.loads(out.read_text())
         else:
             late = (
-                f"not done within {LIMIT_S:g} s" if child.returncode == -signal.SIGKILL else f"exit {child.returncode}"
+                f"not done within {limit_s:g} s" if child.returncode == -signal.SIGKILL else f"exit {child.returncode}"
             )
             result = {"status": "failed", "reason": late}
         if result["status"] == "failed":

@@ -21,6 +21,7 @@ from workload import Work
 
 MAX_MISMATCH = 5e-2  # nats a token between vLLM and the trainer, in bfloat16
 STEPS = 4
+GPU_SHARE = 0.25  # of a GPU's memory for vLLM: the trainers are on the same one; bare vLLM is given as much
 Numbers = dict[str, Any]
 
 
@@ -59,7 +60,7 @@ def bare_generation(case: Case) -> Numbers:
     """vLLM alone: what the engine gives."""
     from bare_vllm import BareEngine
 
-    engine = BareEngine(case.model, case.dtype, case.work)
+    engine = BareEngine(case.model, case.dtype, case.work, gpu_memory_frac=GPU_SHARE)
     engine.step()
     records = [engine.step() for _ in range(STEPS)]
     return {"tokens_per_s": round(median(r["tokens"] / r["step_s"] for r in records))}
@@ -149,7 +150,7 @@ def checkpoint_load(case: Case) -> Numbers:
     from rayalign.engines.vllm_backend.sampler import VllmSampler
 
     setup = LoopSetup(case.model, case.dtype, case.work)
-    sampler = VllmSampler(sampler_setup(setup, threads=4, transfer="nccl", gpu_memory_frac=0.4))
+    sampler = VllmSampler(sampler_setup(setup, threads=4, transfer="nccl", gpu_memory_frac=GPU_SHARE))
     prompts = tokenized_prompts(Path(case.model)).take(np.arange(4))
 
     def draw() -> np.ndarray:
@@ -208,8 +209,7 @@ def _loop_numbers(case: Case, placement: Numbers, *, lora: bool = False) -> Numb
 
     from rayalign.config.placement import PlacementConfig
 
-    # One GPU holds the sampler and the trainer, so the sampler takes less than half.
-    config = PlacementConfig(gpu_memory_frac=0.4, **placement)
+    config = PlacementConfig(gpu_memory_frac=GPU_SHARE, **placement)
     with running_loop(config, LoopSetup(case.model, case.dtype, case.work, lora=lora)) as loop:
         before = loop.mismatch()
         loop.step()
