@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 STATE = "state"  # what only a resumption needs; beside it lie Hugging Face folders
 NAME = re.compile(r"\d{8}")
+DAMAGED = "damaged-"  # before the name of one that cannot be loaded
 BEFORE = ".before"  # ending of a checkpoint that one of the same step replaces
 CHECKPOINTS = "checkpoints"  # of a run folder: holds a folder for each stage
 HELD = ".held"  # names the checkpoint that is being copied elsewhere
@@ -109,7 +110,7 @@ class CheckpointStore:
                     continue
                 verify(checkpoint)
             except Damaged as damage:
-                aside = folder.with_name(f"damaged-{folder.name}")
+                aside = folder.with_name(DAMAGED + folder.name)
                 remove(aside)
                 folder.rename(aside)
                 tell(
@@ -123,12 +124,14 @@ class CheckpointStore:
         return None
 
     def drop_states(self) -> None:
-        """The stage is done: removes what only a resumption needs, and keeps the models."""
+        """The stage is done: removes what only a resumption needs and what is damaged, and keeps the models."""
         for checkpoint in self._readable():
             if not checkpoint.manifest.get("ended"):
                 files = {name: file for name, file in checkpoint.manifest["files"].items() if not is_state(name)}
                 write_json(checkpoint.folder / MANIFEST, {**checkpoint.manifest, "ended": True, "files": files})
             remove(checkpoint.state)
+        for damaged in self.folder.glob(f"{DAMAGED}*"):
+            remove(damaged)
         self._remove_parts()
 
     def clear(self) -> None:

@@ -134,7 +134,7 @@ def stopped(config: Any, folder: Path) -> None:
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         stop_after(folder, 3)
-        with pytest.raises(Stopped, match="saved after step|no step ended"):
+        with pytest.raises(Stopped, match="saved after step|were too few"):
             run(config)
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -172,3 +172,12 @@ def test_what_an_interrupted_stage_is_refused_and_what_it_may(loop_values, tmp_p
     assert "goes on" not in capfd.readouterr().err
     assert numbers(tmp_path / "second") == numbers(folder)
     assert not list((folder / "checkpoints" / "sft").rglob("state"))  # a stage that is done needs none
+
+    stopped(sft_config(loop_values, tmp_path, "third"), tmp_path / "third")
+    done = len(numbers(tmp_path / "third"))
+    rows.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    run(sft_config(loop_values, tmp_path, "third", resume="changed", sft={"optimizer": {"learning_rate": 3e-3}}))
+    assert "goes on after step" in capfd.readouterr().err
+    rates = [row["learning_rate"] for row in numbers(tmp_path / "third")]
+    assert len(rates) == 6 and done < 6
+    assert rates[-1] == pytest.approx(3 * numbers(folder)[-1]["learning_rate"]) and rates[0] < rates[-1]
