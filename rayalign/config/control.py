@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from rayalign.config.telemetry import TelemetryConfig
 
 Method = Literal["ml_irl", "aihf", "preferences", "behaviour_cloning"]
 LearnedFrom = Literal["demonstrations", "preferences"]
-Layers = list[PositiveInt]
+Layers = Annotated[list[PositiveInt], Field(min_length=1)]
 
 USES: dict[Method, tuple[LearnedFrom, ...]] = {
     "ml_irl": ("demonstrations",),
@@ -199,4 +199,14 @@ class ControlConfig(Strict):
             raise ValueError("reward.loss: preferences have no discriminator; set it to linear")
         if reward.pretrain_steps and not self.uses_preferences:
             raise ValueError(f"reward.pretrain_steps: {self.method} reads no preferences; set it to 0, or method to aihf")
+        return self
+
+    @model_validator(mode="after")
+    def _learners_have_equal_shares(self) -> ControlConfig:
+        num = max(1, self.placement.num_learners)
+        if self.policy.batch_size % num:
+            raise ValueError(
+                f"policy.batch_size ({self.policy.batch_size}) does not divide among placement.num_learners ({num}); change "
+                "one of them"
+            )
         return self
