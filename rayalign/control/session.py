@@ -161,6 +161,11 @@ class RlSession:
         state = self._learners.get_weights(module_ids=[module])
         return dict(state[module])
 
+    def of_each_learner(self, module: str) -> list[dict[str, Any]]:
+        """As `weights`, of every learner: they should not differ."""
+        found = self._learners.foreach_learner(lambda learner: learner.module[module].unwrapped().get_state())
+        return [dict(result.get()) for result in found]
+
     def state(self) -> dict[str, Any]:
         """All of the learners: modules, targets, optimisers, entropy coefficient."""
         return dict(self._learners.get_state())

@@ -20,7 +20,7 @@ from rayalign.control.data import ControlData, coefficients, load_data, observat
 from rayalign.control.environments import Task, look_at
 from rayalign.control.evaluation import correlation, measure_return, roll_out
 from rayalign.control.policies import Network, SavedPolicy, load_network, save_network
-from rayalign.errors import Stopped, UserError, is_disk_full
+from rayalign.errors import PlacementError, Stopped, UserError, is_disk_full
 from rayalign.stopping import stop_on_sigterm
 from rayalign.storage.aside import write_json
 from rayalign.storage.run_folder import held, make_folder, write_config
@@ -87,7 +87,7 @@ def opened_run(config: ControlConfig, folder: Path, task: Task, data: ControlDat
         with held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
             write_config(folder, dump_config(config))
             progress = Progress(config.telemetry.progress, sys.stderr)
-            _start_ray(config)
+            start_ray(config)
             resolved = config.model_dump(mode="json")
             with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
                 yield ControlRun(config, folder, task, data, tracker, progress)
@@ -97,12 +97,23 @@ def opened_run(config: ControlConfig, folder: Path, task: Task, data: ControlDat
         raise
 
 
-def _start_ray(config: ControlConfig) -> None:
-    """Only where something runs outside this process."""
-    if config.placement.remote:
-        from rayalign.actors.cluster import connect
+def start_ray(config: ControlConfig) -> None:
+    """Only where something runs outside this process. Raises PlacementError where there is no room: RLlib would wait."""
+    placement = config.placement
+    if not placement.remote:
+        return
+    from rayalign.actors.cluster import cluster_nodes, connect
 
-        connect(config.placement.cluster(), config.telemetry.actor_logs)
+    connect(placement.cluster(), config.telemetry.actor_logs)
+    nodes = cluster_nodes()
+    gpus = placement.num_learners * placement.gpus_per_learner
+    cpus = placement.num_env_runners + (0 if gpus else placement.num_learners)
+    there = {kind: sum(node[kind] for node in nodes) for kind in ("CPU", "GPU")}
+    if cpus > there["CPU"] or gpus > there["GPU"]:
+        raise PlacementError(
+            f"placement: {placement.num_env_runners} env runners and {placement.num_learners} learners need {cpus} CPUs and "
+            f"{gpus:g} GPUs, and there are {there['CPU']:g} and {there['GPU']:g}; lower num_env_runners or num_learners"
+        )
 
 
 def _train_by_method(run: ControlRun) -> dict[str, Any]:
