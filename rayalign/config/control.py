@@ -167,6 +167,7 @@ class ControlConfig(Strict):
     reward: ControlReward = ControlReward()
     policy: ControlPolicy = ControlPolicy()
     rounds: PositiveInt = 40
+    max_s: Positive | None = Field(None, description="seconds of this start, after which no further round begins")
     evaluation: ControlEvaluation = ControlEvaluation()
     expert: ExpertConfig = ExpertConfig()
     placement: ControlPlacement = ControlPlacement()

@@ -22,7 +22,7 @@ from rayalign.telemetry.tracker import Tracker
 STAGE = "control"
 SETTINGS_FILE = "done.json"
 # What may change between a run and its going on: how it is watched and where it runs.
-FREE = {"name", "run_dir", "evaluation", "expert", "placement", "telemetry", "checkpoints", "resume", "rounds"}
+FREE = {"name", "run_dir", "evaluation", "expert", "placement", "telemetry", "checkpoints", "resume", "rounds", "max_s"}
 
 
 class ControlCheckpoints:

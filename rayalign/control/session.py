@@ -58,7 +58,8 @@ class RlSession:
             coefficients: of the demonstrations' and the preferences' mean loss (`joint_coefficients`); None: no reward is
                 learned, and the policy follows the environment's.
         """
-        logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it warns of its own new API at every start
+        for noisy in ("ray.rllib", "ray._common.deprecation"):  # they warn of RLlib's own code at every start
+            logging.getLogger(noisy).setLevel(logging.ERROR)
         self.task = task
         self._policy = config.policy
         self._num_learners = max(1, config.placement.num_learners)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,12 +136,13 @@ def run_rounds(run: ControlRun, alternation: Alternation) -> None:
     first = checkpoints.restore(alternation, run.tracker, run.progress.say)
     if not first:
         alternation.warm_up()
-    clock = Clock()
+    clock, begun = Clock(), time.monotonic()
     steps_per_round = config.policy.steps_per_round
     with run.progress.stage(STAGE, total=(config.rounds - first) * steps_per_round) as bar:
         for number in range(first + 1, config.rounds + 1):
             metrics = _round(alternation, bar, clock)
-            if number % config.evaluation.every == 0 or number == config.rounds:
+            is_last = number == config.rounds or (config.max_s is not None and time.monotonic() - begun > config.max_s)
+            if number % config.evaluation.every == 0 or is_last:
                 metrics |= _true_return(run, alternation.policy(), clock)
             metrics |= {name: metric.value() for name, metric in clock.lap().items()}
             metrics["env_steps"] = alternation.session.num_steps
@@ -148,6 +150,8 @@ def run_rounds(run: ControlRun, alternation: Alternation) -> None:
             _show(run, bar, number, metrics)
             stopping = (run.folder / STOP_FILE).exists()
             checkpoints.save_if_due(alternation, number, run.tracker, now=stopping)
+            if is_last:
+                break
             if stopping:
                 raise Stopped(f"asked to stop after round {number}, which is saved; the same command goes on from there")
     checkpoints.finish()

@@ -126,3 +126,10 @@ def test_the_command_line(small: MakeConfig, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
     missing = run_rayalign("control", "evaluate", str(file), "name=other")
     assert missing.returncode == 2 and "is the run finished?" in missing.stderr
+
+
+def test_a_limit_of_time_ends_a_run_with_its_networks(small: MakeConfig) -> None:
+    config = small(rounds=50, max_s=0.001)
+    folder = train(config)
+    assert [record["round"] for record in records(folder)] == [1]
+    assert (folder / "policy.safetensors").exists() and (folder / "results.json").exists()
