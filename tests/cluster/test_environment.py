@@ -163,7 +163,7 @@ def test_constraints_hold_a_version_that_fits_for_every_direct_dependency() -> N
     pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["cpu"], *extras["dev"]]:
+    for text in [*project["dependencies"], *extras["cpu"], *extras["control"], *extras["dev"]]:
         requirement = Requirement(text)
         version = pins[requirement.name.lower()]
         assert requirement.specifier.contains(Version(version)), f"{text} against {version}"
