@@ -62,6 +62,7 @@ def train(config: ControlConfig) -> Path:
     with opened_run(config, folder, task, data) as run:
         results = _train_by_method(run)
         write_json(folder / RESULTS_FILE, results)
+        ControlCheckpoints(config, folder).finish()
     return folder
 
 
@@ -154,7 +155,6 @@ def run_rounds(run: ControlRun, alternation: Alternation) -> None:
                 break
             if stopping:
                 raise Stopped(f"asked to stop after round {number}, which is saved; the same command goes on from there")
-    checkpoints.finish()
 
 
 def _round(alternation: Alternation, bar: Bar, clock: Clock) -> dict[str, float]:

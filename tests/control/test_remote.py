@@ -63,3 +63,28 @@ def test_what_has_no_room_is_told_and_not_waited_for(small: MakeConfig) -> None:
     config = small(placement={"object_store_mib": 80, "num_learners": 2, "num_env_runners": 500})
     with pytest.raises(PlacementError, match="placement: 500 env runners and 2 learners need 502 CPUs and 0 GPUs"):
         start_ray(config)
+
+
+@pytest.mark.own_process
+def test_a_remote_env_runner_samples_with_the_newest_policy(small: MakeConfig) -> None:
+    """A policy that can only do one thing does it there, and random actions come in [-1, 1]."""
+    config = small(placement={"object_store_mib": 80, "num_env_runners": 1})
+    start_ray(config)
+    task = look_at(config.environment)
+    data = load_data(config, task)
+    alternation = Alternation(config, task, data, observation_scale(config, data.observations()), (1.0, 0.0))
+    session = alternation.session
+    try:
+        pieces = session.sample(60, random=True)
+        assert sum(len(piece["rewards"]) for piece in pieces) >= 60
+        assert 0.8 < max(np.abs(piece["actions"]).max() for piece in pieces) <= 1.0
+        state = session.state()
+        weights = state["learner"]["rl_module"][POLICY]
+        last = max(name for name in weights if name.startswith("actor.") and name.endswith("bias"))
+        weights[last] = np.array([3.0, -5.0], np.float32)  # always nearly +1
+        session.restore(state)
+        session.sample(20)  # of the step before, whose action was chosen already
+        actions = np.concatenate([piece["actions"] for piece in session.sample(60)])
+        assert actions.min() > 0.9
+    finally:
+        alternation.close()
