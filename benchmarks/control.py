@@ -46,7 +46,7 @@ def run(name: str, method: str, seed: int, seconds: float, parsed: argparse.Name
     folder = train(load_control(CONFIGS / f"{name}.yaml", overrides))
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     share = found["return_mean"] / found["demonstrations_return_mean"]
-    return {"environment": name, "method": method, "seed": seed, "share_of_expert": share} | found
+    return found | {"environment": name, "seed": seed, "share_of_expert": share}
 
 
 def report(results: list[dict[str, Any]]) -> None:
@@ -59,10 +59,8 @@ def report(results: list[dict[str, Any]]) -> None:
             shares = mean_interval([result["share_of_expert"] for result in own])
             correlations = [result["reward_correlation"] for result in own if result.get("reward_correlation") is not None]
             told = f", correlation {sum(correlations) / len(correlations):.2f}" if correlations else ""
-            print(
-                f"{name:<12} {method:<18} {shares.mean:7.1%} of the expert's return [{shares.low:.1%}, {shares.high:.1%}], "
-                f"{len(own)} seeds{told}"
-            )
+            ends = f" [{shares.low:.1%}, {shares.high:.1%}]" if len(own) > 1 else ""
+            print(f"{name:<12} {method:<18} {shares.mean:7.1%} of the expert's return{ends}, {len(own)} seeds{told}")
         expert = PUBLISHED[name]["expert"]
         others = ", ".join(f"{other} {value / expert:.0%}" for other, value in PUBLISHED[name].items() if other != "expert")
         print(f"{name:<12} published, of their own expert: {others}")

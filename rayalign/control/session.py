@@ -72,8 +72,10 @@ class RlSession:
             warnings.filterwarnings("ignore", message=".*Overriding environment")
             if config.placement.num_env_runners:
                 self._group = EnvRunnerGroup(config=algorithm, local_env_runner=False)
+                self._group.foreach_env_runner(_seed_random_actions, local_env_runner=False)
             else:
                 self._local = SingleAgentEnvRunner(config=algorithm, worker_index=0)
+                _seed_random_actions(self._local)
         self._learners = algorithm.build_learner_group(rl_module_spec=algorithm.rl_module_spec)
         self.num_steps = 0
         self.push_weights()
@@ -183,6 +185,11 @@ class RlSession:
             self._local.stop()
         if self._group is not None:
             self._group.stop()
+
+
+def _seed_random_actions(runner: SingleAgentEnvRunner) -> None:
+    """RLlib seeds resets and policies, and leaves these to chance."""
+    runner.env.action_space.seed(runner.config.seed + runner.worker_index)
 
 
 def _algorithm_config(

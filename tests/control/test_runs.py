@@ -133,3 +133,12 @@ def test_a_limit_of_time_ends_a_run_with_its_networks(small: MakeConfig) -> None
     folder = train(config)
     assert [record["round"] for record in records(folder)] == [1]
     assert (folder / "policy.safetensors").exists() and (folder / "results.json").exists()
+
+
+def test_the_same_seed_gives_the_same_run(small: MakeConfig) -> None:
+    """In one process: the same true returns to the last digit, whatever the run is called; another seed gives others."""
+    returns = {}
+    for name, seed in (("first", 3), ("second", 3), ("third", 4)):
+        folder = train(small(name=name, seed=seed, method="aihf"))
+        returns[name] = json.loads((folder / "results.json").read_text())["returns"]
+    assert returns["first"] == returns["second"] != returns["third"]
