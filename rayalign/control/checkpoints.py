@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,19 +67,19 @@ class ControlCheckpoints:
 
     def finish(self) -> None:
         """The run is done: what only a resumption needs goes."""
-        write_json(self._folder / SETTINGS_FILE, self._settings)
+        write_json(self._folder / SETTINGS_FILE, self._settings | {"rounds": self._config.rounds})
         self._store.clear()
 
     def check_finished(self) -> None:
         """Raises UserError where the run in this folder finished with other settings."""
         file = self._folder / SETTINGS_FILE
         if file.exists():
-            self._check(read_values(file), self._folder)
+            self._check(read_values(file), self._folder, {"rounds": self._config.rounds})
 
-    def _check(self, before: Any, place: Path) -> None:
+    def _check(self, before: Any, place: Path, further: Mapping[str, Any] = MappingProxyType({})) -> None:
         if not isinstance(before, dict):
             raise UserError(f"{place}: not of this program; set name= for a new run")
-        changed = [key for key, value in self._settings.items() if before.get(key) != value]
+        changed = [key for key, value in (self._settings | dict(further)).items() if before.get(key) != value]
         if changed:
             raise UserError(
                 f"{place}: was made with another {', '.join(changed)}; set name= for a new run, or resume=anew to begin "

@@ -62,6 +62,8 @@ def test_a_finished_run_is_kept_and_not_mixed_with_another(small: MakeConfig) ->
     assert (folder / "results.json").read_text() == before and len(records(folder)) == 2
     with pytest.raises(UserError, match="made with another seed; set name= for a new run"):
         train(small(seed=1))
+    with pytest.raises(UserError, match="made with another rounds"):
+        train(small(rounds=3))
     train(small(seed=1, resume="anew"))
     assert (folder / "results.json").read_text() != before
 
