@@ -14,6 +14,7 @@ from rayalign import __version__
 from rayalign.config.load import dump_config, load_config
 from rayalign.config.recipes import all_recipes, find_recipe
 from rayalign.config.run import RunConfig
+from rayalign.control.commands import add_control
 from rayalign.errors import UserError, one_line_errors
 
 OVERRIDES = """settings:
@@ -40,6 +41,7 @@ EXAMPLES = """examples:
   rayalign config configs/rft.yaml seed=1                     all settings, resolved
   rayalign train configs/rft.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct
   rayalign serve-reward runs/demo                             score with its reward over HTTP, for other runs
+  rayalign control train configs/control/pendulum.yaml        the same on a simulated robot (docs/control.md)
   rayalign train configs/rft.yaml stages.irl.rounds=3 placement.policy.gpus=4
   ray job submit --working-dir . -- rayalign train configs/rft.yaml"""
 
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_doctor(commands)
     _add_serve_reward(commands)
+    add_control(commands, _command, _Parser)
     return parser
 
 

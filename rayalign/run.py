@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ from rayalign.stages.checkpoints import checkpoint_store, checkpoint_store_of, d
 from rayalign.stages.context import STOP_FILE, Components, RunContext
 from rayalign.stages.mirrored import MirroredRun, opened_mirror
 from rayalign.stopping import stop_on_sigterm
-from rayalign.storage.aside import write_json, written_aside
+from rayalign.storage.aside import write_json
 from rayalign.storage.mirror import DONE
+from rayalign.storage.run_folder import held, make_folder, write_config
 from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
 
@@ -117,9 +117,9 @@ def _run_in(
 ) -> None:
     """Holds the folder, and runs in it what is not done. Raises UserError for a full disk."""
     try:
-        _make_folder(folder)
-        with _held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
-            _write_config(config, folder)
+        make_folder(folder)
+        with held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
+            write_config(folder, dump_config(config))
             _run_pending(config, components, own, folder, mirrored, progress)
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):
@@ -151,17 +151,6 @@ def _run_pending(
     with copied, Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
         _run_stages(config, components, own, folder, pending, tracker, progress)
     _report(config, folder)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keeps the run folder to this process; the lock goes with it, however it ends."""
-    with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another run; wait for it, or set name= for a new one") from None
-        yield
 
 
 def _check_fits_here(config: RunConfig) -> None:
@@ -263,21 +252,6 @@ def _start_fleet(config: RunConfig, folder: Path) -> Fleet:
         actor_logs=config.telemetry.actor_logs,
         stacks=str(folder / "stacks"),
     )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
-    except OSError as error:
-        if is_disk_full(error):
-            raise
-        raise UserError(f"run_dir: {folder} cannot be written ({error.strerror}); choose another run_dir") from None
-
-
-def _write_config(config: RunConfig, folder: Path) -> None:
-    with written_aside(folder / "config.yaml") as path:
-        path.write_text(dump_config(config), encoding="utf-8")
 
 
 def _own_parts(components: Components) -> dict[str, str]:

@@ -6,11 +6,12 @@ import os
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from rayalign.config.base import Strict
 from rayalign.config.explain import did_you_mean, first_fault, stage_name, unwritable
 from rayalign.config.extends import read_extended
 from rayalign.config.run import RunConfig
@@ -20,32 +21,39 @@ MERGE = "tag:yaml.org,2002:merge"
 MAX_BYTES = 2**20
 MAX_VALUES = 100_000
 
+Root = TypeVar("Root", bound=Strict)
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads `path` over what it extends, applies the overrides from left to right, validates.
 
     Raises ConfigError for a missing or malformed file and for values that do not fit.
     """
-    return _validate(_apply(read_extended(Path(path), _read), overrides), str(path), overrides)
+    return load_config_as(RunConfig, path, overrides)
+
+
+def load_config_as(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> Root:
+    """As `load_config`, for another root than a run of stages."""
+    return _validate(root, _apply(read_extended(Path(path), _read), overrides), str(path), overrides)
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
     """Validates plain values, such as a dictionary written in Python."""
-    return _validate(values, source, ())
+    return _validate(RunConfig, values, source, ())
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: Strict) -> str:
     """The resolved config as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _validate(values: dict[str, Any], source: str, overrides: Sequence[str]) -> RunConfig:
+def _validate(root: type[Root], values: dict[str, Any], source: str, overrides: Sequence[str]) -> Root:
     if place := unwritable(values):
         raise ConfigError(f"{source}: {place}: holds a NUL or half of a surrogate pair, which no file can; mend the text")
     try:
-        return RunConfig.model_validate(values)
+        return root.model_validate(values)
     except ValidationError as error:
-        fault = first_fault(error, RunConfig, values)
+        fault = first_fault(error, root, values)
     # Who wrote the faulty value: the last override of this key, or the file.
     blamed = next((o for o in reversed(overrides) if _sets(o, fault.key)), None)
     if blamed and blamed.partition("=")[0] == fault.key:

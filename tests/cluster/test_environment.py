@@ -71,7 +71,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 CPU_STEPS = [
     "install torch==2.13.0+cpu",
-    "install -c constraints/cpu.txt -e .[cpu,dev]",
+    "install -c constraints/cpu.txt -e .[cpu,control,dev]",
     "uninstall -y torchvision torchaudio torchcodec",
 ]
 
@@ -103,7 +103,7 @@ def test_a_failed_install_shows_its_log_and_is_taken_up_again(checkout: Checkout
     checkout.env()
     with (checkout.root / "pyproject.toml").open("a") as file:
         file.write("\n# changed\n")
-    (checkout.root / "fail").write_text("-e .[cpu,dev]")
+    (checkout.root / "fail").write_text("-e .[cpu,control,dev]")
     status, said, _ = checkout.env()
     assert status != 0
     assert "ERROR: no such thing" in said
@@ -118,7 +118,7 @@ def test_a_gpu_is_noticed_and_gets_an_environment_of_its_own(checkout: Checkout)
     (checkout.root / ".venv" / "left-over").touch()
     checkout.write("nvidia-smi", "#!/bin/sh\necho 'GPU 0: a card (UUID: GPU-1)'\n")
     status, said, asked = checkout.env(extra="")
-    assert (status, asked) == (0, ["install -e .[gpu,dev]"])
+    assert (status, asked) == (0, ["install -e .[gpu,control,dev]"])
     assert "making it anew" in said
     assert not (checkout.root / ".venv" / "left-over").exists()
     assert checkout.env(extra="")[2] == []
@@ -163,7 +163,7 @@ def test_constraints_hold_a_version_that_fits_for_every_direct_dependency() -> N
     pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["cpu"], *extras["dev"]]:
+    for text in [*project["dependencies"], *extras["cpu"], *extras["control"], *extras["dev"]]:
         requirement = Requirement(text)
         version = pins[requirement.name.lower()]
         assert requirement.specifier.contains(Version(version)), f"{text} against {version}"

@@ -14,7 +14,8 @@ from rayalign.config.run import RunConfig
 from rayalign.preflight.check import examine_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FILES = [*sorted((REPOSITORY / "configs").rglob("*.yaml")), REPOSITORY / "rayalign" / "planted" / "demo.yaml"]
+CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if path.parent.name != "control")
+FILES = [*CONFIGS, REPOSITORY / "rayalign" / "planted" / "demo.yaml"]  # those of control: tests/control
 NODES = {"rft": 4, "rft_8gpu": 8, "rft_one_gpu": 1, "rft_cpu": 0, "demo": 0}  # GPUs of the one node; recipes: see below
 
 

@@ -19,7 +19,8 @@ from rayalign.preflight.check import check_run
 from tests.hostile.judge import Case
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FILES = (*sorted((REPOSITORY / "configs").rglob("*.yaml")), REPOSITORY / "rayalign" / "planted" / "demo.yaml")
+CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if path.parent.name != "control")
+FILES = (*CONFIGS, REPOSITORY / "rayalign" / "planted" / "demo.yaml")
 READY = tuple(file for file in FILES if "paper" not in file.parts and not file.name.startswith("rft"))  # lack nothing
 FREE = ("deepspeed", "columns", "models", "scratch")  # keys of the user's own below these
 

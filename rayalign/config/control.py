@@ -1,0 +1,213 @@
+"""The configuration of a control run: an environment, data, a reward and a policy learned on it, round by round."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from rayalign.config.base import Fraction, NonNegative, NonNegativeInt, PathText, Positive, PositiveInt, Strict
+from rayalign.config.checkpoints import CheckpointConfig
+from rayalign.config.credentials import refuse_credentials
+from rayalign.config.placement import PlacementConfig
+from rayalign.config.reward import Divergence, Weighting
+from rayalign.config.telemetry import TelemetryConfig
+
+Method = Literal["ml_irl", "aihf", "preferences", "behaviour_cloning"]
+LearnedFrom = Literal["demonstrations", "preferences"]
+Layers = Annotated[list[PositiveInt], Field(min_length=1)]
+
+USES: dict[Method, tuple[LearnedFrom, ...]] = {
+    "ml_irl": ("demonstrations",),
+    "aihf": ("demonstrations", "preferences"),
+    "preferences": ("preferences",),
+    "behaviour_cloning": ("demonstrations",),
+}
+
+
+class EnvironmentConfig(Strict):
+    """A Gymnasium environment with vectors as observations and actions."""
+
+    id: str = Field(min_length=1, description="a registered environment, such as Hopper-v5")
+    options: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="arguments of its constructor, such as terminate_when_unhealthy: false"
+    )
+    max_episode_steps: PositiveInt | None = Field(None, description="cuts episodes there; its own limit if unset")
+    allow_variable_horizon: bool = Field(
+        False,
+        description="episodes that may end early tell the sign of the reward by their length: a learned reward that is "
+        "positive or negative everywhere then does well or badly for no reason of its own. Refused unless set",
+    )
+    observation_scale: list[Positive] | None = Field(
+        None, description="what observations are divided by in all networks; unset: root mean squares over the data"
+    )
+
+
+class TrajectoryData(Strict):
+    """A file of demonstrations or of preferences (docs/control.md has the layout)."""
+
+    path: PathText
+    num: PositiveInt | None = Field(None, description="the first so many trajectories, or pairs; all if unset")
+
+
+class ControlOptimizer(Strict):
+    """Adam."""
+
+    learning_rate: Positive = Field(1e-3, le=1e12)
+    weight_decay: NonNegative = 0.0
+
+
+class ControlReward(Strict):
+    """The reward network, and how a round teaches it."""
+
+    inputs: Literal["state", "state_action"] = "state_action"
+    hidden: Layers = [64, 64]
+    clamp: Positive | None = Field(10.0, description="rewards are cut to [-clamp, clamp]; unset: not cut")
+    loss: Literal["linear", "logistic"] = Field(
+        "linear", description="linear: ML-IRL's gradient; logistic: a discriminator, as in GAIL and AIRL"
+    )
+    divergence: Divergence = Field(
+        "reverse_kl", description="what the policy is paid for a discriminator's logit; jensen_shannon_softplus is GAIL's"
+    )
+    demonstration_weight: NonNegative = Field(1.0, description="w1 of AIHF (5.1)")
+    preference_weight: NonNegative = Field(1.0, description="w2 of AIHF (5.1)")
+    preference_temperature: Positive = Field(1.0, description="kappa: how sharply annotators follow the reward")
+    weighting: Weighting = Field(
+        "counts", description="counts: w1 and w2 weigh sums of log-likelihoods; means: each source's own mean (T38)"
+    )
+    steps: PositiveInt = Field(1, description="optimiser steps a round")
+    pretrain_steps: NonNegativeInt = Field(0, description="steps on the preferences alone, before the first round")
+    demonstration_batch: PositiveInt | None = Field(None, description="transitions of one step; all if unset")
+    agent_window: PositiveInt = Field(400, description="the newest transitions of the policy stand against demonstrations")
+    preference_batch: PositiveInt = Field(64, description="pairs of one step")
+    optimizer: ControlOptimizer = ControlOptimizer(weight_decay=1e-3)
+
+    @model_validator(mode="after")
+    def _divergences_are_of_logits(self) -> ControlReward:
+        if self.divergence != "reverse_kl" and self.loss != "logistic":
+            raise ValueError(
+                f"divergence {self.divergence} is a function of a discriminator's logit; set loss to logistic"
+            )
+        return self
+
+
+class ControlPolicy(Strict):
+    """SAC, or in behaviour cloning the network alone."""
+
+    hidden: Layers = [256, 256]
+    learning_rate: Positive = Field(3e-4, le=1e12, description="of actor, critics and entropy coefficient")
+    batch_size: PositiveInt = 256
+    discount: Fraction = 0.99
+    tau: Positive = Field(0.005, le=1, description="the targets' step towards the critics, each update")
+    entropy_coef: Positive | Literal["auto"] = Field("auto", description="a number keeps it fixed")
+    initial_entropy_coef: Positive = Field(1.0, description="where auto begins")
+    replay_size: PositiveInt = 1_000_000
+    warmup_steps: NonNegativeInt = Field(400, description="random steps before the first update")
+    steps_per_round: PositiveInt = Field(200, description="environment steps between two lessons of the reward")
+    updates_per_step: Positive = Field(1.0, le=100, description="gradient steps per environment step")
+    fragment: PositiveInt = Field(50, description="environment steps between two rows of updates")
+    cloning_epochs: PositiveInt = Field(200, description="passes over the demonstrations in behaviour cloning")
+
+
+class ControlEvaluation(Strict):
+    """The true return, which no loss ever sees."""
+
+    every: PositiveInt = Field(10, description="rounds between two")
+    num_episodes: PositiveInt = Field(20, description="of the deterministic policy")
+    seed: NonNegativeInt = Field(10_000, description="of the first episode; the others follow")
+
+
+class ExpertConfig(Strict):
+    """`rayalign control expert`: SAC on the true reward, and what is rolled out from the best policy found."""
+
+    steps: PositiveInt = Field(20_000, description="environment steps at most")
+    max_s: Positive = Field(1800.0, description="seconds at most")
+    evaluate_every: PositiveInt = Field(2000, description="environment steps between two looks; the best is kept")
+    num_trajectories: PositiveInt = Field(10, description="demonstrations of each tier")
+    tiers: list[Fraction] = Field(
+        default_factory=list,
+        description="further experts, named by their share of the way from the first return to the best: [0.5] is one of "
+        "half the quality",
+    )
+    action_noise: NonNegative = Field(0.0, description="of demonstrations: deviation, as a share of half the bounds")
+    num_preferences: NonNegativeInt = Field(300, description="pairs of segments, from all tiers and random actions")
+    segment_length: PositiveInt = 20
+    label_temperature: NonNegative = Field(1.0, description="of Bradley-Terry answers on true returns; 0: always right")
+
+
+class ControlPlacement(Strict):
+    """Where RLlib runs: all in this process, or env runners and learners as Ray actors."""
+
+    address: str | None = Field(None, description="a Ray cluster to join; HOST:PORT or auto")
+    object_store_mib: PositiveInt = Field(100, ge=75)
+    num_env_runners: NonNegativeInt = 0
+    num_learners: NonNegativeInt = 0
+    gpus_per_learner: NonNegative = 0.0
+
+    @property
+    def remote(self) -> bool:
+        """Whether anything runs outside this process."""
+        return bool(self.num_env_runners or self.num_learners)
+
+    def cluster(self) -> PlacementConfig:
+        """What joining or starting Ray asks for."""
+        return PlacementConfig(address=self.address, object_store_mib=self.object_store_mib)
+
+
+class ControlConfig(Strict):
+    """A control run."""
+
+    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
+    run_dir: PathText = Field("runs", description="holds run folders; this run writes to RUN_DIR/NAME")
+    seed: NonNegativeInt = 0
+    method: Method = Field("ml_irl", description="which sources are learned from; the other is not read")
+    environment: EnvironmentConfig
+    demonstrations: TrajectoryData | None = None
+    preferences: TrajectoryData | None = None
+    reward: ControlReward = ControlReward()
+    policy: ControlPolicy = ControlPolicy()
+    rounds: PositiveInt = 40
+    max_s: Positive | None = Field(None, description="seconds of this start, after which no further round begins")
+    evaluation: ControlEvaluation = ControlEvaluation()
+    expert: ExpertConfig = ExpertConfig()
+    placement: ControlPlacement = ControlPlacement()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    resume: Literal["auto", "anew"] = Field("auto", description="an interrupted run goes on from its newest checkpoint")
+
+    @property
+    def uses_demonstrations(self) -> bool:
+        """Whether the reward, or the clone, is learned from them."""
+        return "demonstrations" in USES[self.method]
+
+    @property
+    def uses_preferences(self) -> bool:
+        """Whether the reward is learned from them."""
+        return "preferences" in USES[self.method]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_credentials(cls, values: Any) -> Any:
+        refuse_credentials(values)
+        return values
+
+    @model_validator(mode="after")
+    def _weights_are_of_the_method(self) -> ControlConfig:
+        reward = self.reward
+        if self.method == "aihf" and not (reward.demonstration_weight and reward.preference_weight):
+            raise ValueError("reward: with a weight of 0 it is not aihf; set method to ml_irl or preferences")
+        if self.method == "preferences" and reward.loss != "linear":
+            raise ValueError("reward.loss: preferences have no discriminator; set it to linear")
+        if reward.pretrain_steps and not self.uses_preferences:
+            raise ValueError(f"reward.pretrain_steps: {self.method} reads no preferences; set it to 0, or method to aihf")
+        return self
+
+    @model_validator(mode="after")
+    def _learners_have_equal_shares(self) -> ControlConfig:
+        num = max(1, self.placement.num_learners)
+        if self.policy.batch_size % num:
+            raise ValueError(
+                f"policy.batch_size ({self.policy.batch_size}) does not divide among placement.num_learners ({num}); change "
+                "one of them"
+            )
+        return self

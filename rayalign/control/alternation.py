@@ -1,0 +1,135 @@
+"""One run's alternation: policy steps on the newest reward, then reward steps against the newest policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayalign.config.control import ControlConfig
+from rayalign.control.data import ControlData
+from rayalign.control.environments import Task
+from rayalign.control.networks import REWARD
+from rayalign.control.policies import Network, SavedPolicy, network_of
+from rayalign.control.replay import Replay
+from rayalign.control.rows import Steps, reward_rows
+from rayalign.control.session import POLICY, RlSession
+
+Numbers = dict[str, float]
+
+
+class Alternation:
+    """Policy, reward and replay of a run, and what one round does to them. Close it.
+
+    Without data it is SAC on the environment's own reward.
+    """
+
+    def __init__(
+        self, config: ControlConfig, task: Task, data: ControlData, scale: np.ndarray, weights: tuple[float, float] | None
+    ) -> None:
+        """
+        Args:
+            weights: the two terms' coefficients; None for the environment's reward.
+        """
+        self.config, self.task, self._data = config, task, data
+        torch.manual_seed(config.seed)
+        np.random.seed(config.seed)  # RLlib's env runners and Gymnasium's spaces draw from it where nothing else is given
+        self.rng = np.random.default_rng(config.seed)
+        self.session = RlSession(config, task, scale, coefficients=weights)
+        self.replay = Replay(config.policy.replay_size, task.observation_size, task.action_size)
+        self.num_updates = 0.0  # that are due: what is left of a whole one stays for the next fragment
+
+    def warm_up(self) -> None:
+        """Random steps, and the reward's first lessons where it has any before the first round."""
+        while len(self.replay) < self.config.policy.warmup_steps:
+            self._collect(self.config.policy.fragment, random=True)
+        for _ in range(self.config.reward.pretrain_steps):
+            self._reward_step(preferences_only=True)
+
+    def policy_steps(self, advanced: Callable[[int], None]) -> Numbers:
+        """`steps_per_round` environment steps and the updates that are due for them; the last update's numbers."""
+        policy, done = self.config.policy, 0
+        numbers: Numbers = {}
+        while done < policy.steps_per_round:
+            num = self._collect(min(policy.fragment, policy.steps_per_round - done), random=False)
+            done += num
+            numbers = self._updates(num) or numbers
+            self.session.push_weights()
+            advanced(num)
+        return numbers
+
+    def reward_steps(self) -> Numbers:
+        """The round's lessons of the reward; the last one's numbers."""
+        numbers: Numbers = {}
+        for _ in range(self.config.reward.steps):
+            numbers = self._reward_step()
+        return numbers
+
+    def _collect(self, num: int, *, random: bool) -> int:
+        pieces = self.session.sample(num, random=random)
+        for piece in pieces:
+            self.replay.add(piece)
+        return sum(len(piece["rewards"]) for piece in pieces)
+
+    def _updates(self, num_steps: int) -> Numbers:
+        if not len(self.replay):
+            return {}
+        self.num_updates += num_steps * self.config.policy.updates_per_step
+        num = int(self.num_updates)
+        self.num_updates -= num
+        if not num:
+            return {}
+        return self.session.update_policy(self.replay.sample(num * self.config.policy.batch_size, self.rng))
+
+    def _reward_step(self, *, preferences_only: bool = False) -> Numbers:
+        data, reward = self._data, self.config.reward
+        demonstrations = agent = preferences = None
+        if data.demonstrations is not None and not preferences_only:
+            steps = Steps(data.demonstrations.observations, data.demonstrations.actions)
+            demonstrations = self._some(steps, reward.demonstration_batch)
+            agent = self.replay.newest(reward.agent_window)
+        if data.preferences is not None:
+            rows = self.rng.permutation(data.preferences.num)[: reward.preference_batch]
+            preferences = data.preferences.at(rows)
+        return self.session.update_reward(reward_rows(demonstrations, agent, preferences, self.session.num_shares))
+
+    def _some(self, steps: Steps, num: int | None) -> Steps:
+        if num is None or num >= len(steps):
+            return steps
+        return steps.at(self.rng.integers(0, len(steps), num))
+
+    def policy(self) -> SavedPolicy:
+        """The policy as it is now."""
+        return SavedPolicy(network_of(self.session.weights(POLICY), "actor", "relu"))
+
+    def reward(self) -> Network:
+        """The reward as it is now."""
+        reward = self.config.reward
+        takes_actions = reward.inputs == "state_action"
+        weights = self.session.weights(REWARD)
+        return network_of(weights, "layers", "tanh", takes_actions=takes_actions, clamp=reward.clamp)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumption needs; what an episode in progress holds is not among it: a new one begins."""
+        return {
+            "learner": self.session.state(),
+            "replay": self.replay.state(),
+            "numpy": self.rng.bit_generator.state,
+            "torch": torch.get_rng_state(),
+            "num_updates": self.num_updates,
+            "num_steps": self.session.num_steps,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes up what `state` gave."""
+        self.session.restore(state["learner"])
+        self.replay.restore(state["replay"])
+        self.rng.bit_generator.state = state["numpy"]
+        torch.set_rng_state(torch.as_tensor(state["torch"], dtype=torch.uint8))
+        self.num_updates, self.session.num_steps = state["num_updates"], state["num_steps"]
+
+    def close(self) -> None:
+        """Ends RLlib's workers."""
+        self.session.close()

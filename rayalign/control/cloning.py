@@ -1,0 +1,45 @@
+"""Behaviour cloning: the actor's network by maximum likelihood on the demonstrations' actions. The baseline to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from rayalign.config.control import ControlPolicy
+from rayalign.control.demonstrations import Demonstrations
+from rayalign.control.policies import Network, network_of, scaled, sequential
+
+
+def clone(
+    demonstrations: Demonstrations, policy: ControlPolicy, scale: np.ndarray, seed: int, tell: Callable[[int, float], None]
+) -> Network:
+    """A network as SAC's actor has it, whose mean action before the tanh fits the demonstrations' by least squares.
+
+    Its deviations stay where they began: only the mean is used. `tell` is called with each epoch's number and loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    num_actions = demonstrations.actions.shape[1]
+    layers = sequential([len(scale), *policy.hidden, 2 * num_actions], torch.nn.ReLU)
+    optimizer = torch.optim.Adam(layers.parameters(), lr=policy.learning_rate, fused=True)
+    inputs = scaled(torch.from_numpy(demonstrations.observations), torch.tensor(scale, dtype=torch.float32))
+    wanted = torch.from_numpy(demonstrations.actions)
+    for epoch in range(1, policy.cloning_epochs + 1):
+        total = 0.0
+        for rows in _batches(len(inputs), policy.batch_size, generator):
+            means = torch.tanh(layers(inputs[rows])[:, :num_actions])
+            loss = (means - wanted[rows]).square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(rows)
+        tell(epoch, total / len(inputs))
+    weights = {f"layers.{name}": value.detach().numpy() for name, value in layers.state_dict().items()}
+    return network_of(weights | {"scale": np.asarray(scale)}, "layers", "relu")
+
+
+def _batches(num: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    order = torch.randperm(num, generator=generator)
+    yield from order.split(size)

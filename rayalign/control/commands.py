@@ -1,0 +1,114 @@
+"""`rayalign control expert | train | evaluate`: what each does with a config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rayalign.config.control import ControlConfig
+from rayalign.config.load import dump_config, load_config_as
+
+# Makes a command's parser in the manner of the command line that it is part of: name, summary, description.
+AddCommand = Callable[[Any, str, str, str], argparse.ArgumentParser]
+
+SETTINGS = "settings that take the place of the file's, for instance seed=1 or reward.inputs=state"
+
+
+def add_control(commands: Any, add_command: AddCommand, parser_class: type[argparse.ArgumentParser]) -> None:
+    """Adds `control` and its own commands."""
+    control = commands.add_parser(
+        "control",
+        help="learn a reward and a policy from demonstrations in a simulated environment",
+        description="Inverse reinforcement learning and AIHF in Gymnasium environments, on RLlib: docs/control.md.",
+    )
+    inner = control.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=parser_class)
+    _add(
+        inner,
+        add_command,
+        "expert",
+        "train an expert on the true reward and record demonstrations, tiers and preferences",
+        "Trains SAC on the environment's own reward within expert.steps and expert.max_s, keeps the best policy, and\n"
+        "writes demonstrations.npz, tiers and preferences.npz to RUN_DIR/NAME/expert.",
+        _expert,
+    )
+    _add(
+        inner,
+        add_command,
+        "train",
+        "learn a reward and a policy, or clone a behaviour; goes on where it was interrupted",
+        "Runs a config's method and writes policy.safetensors, reward.safetensors, results.json and metrics.jsonl to\n"
+        "RUN_DIR/NAME. The data are checked before anything starts.",
+        _train,
+    )
+    _add(
+        inner,
+        add_command,
+        "evaluate",
+        "measure a finished run's policy and reward against the true reward",
+        "Rolls out RUN_DIR/NAME/policy.safetensors on evaluation.num_episodes fixed resets, and prints returns and the\n"
+        "correlation of the learned with the true reward.",
+        _evaluate,
+    )
+    _add(inner, add_command, "config", "validate a config and print it resolved", "Prints every key.", _config)
+
+
+def _add(
+    inner: Any,
+    add_command: AddCommand,
+    name: str,
+    summary: str,
+    description: str,
+    run: Callable[[argparse.Namespace], None],
+) -> None:
+    command = add_command(inner, name, summary, description)
+    command.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/control/pendulum.yaml")
+    command.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=SETTINGS)
+    command.set_defaults(run=run)
+
+
+def load_control(path: str | Path, overrides: Sequence[str] = ()) -> ControlConfig:
+    """Reads a control config. Raises ConfigError."""
+    return load_config_as(ControlConfig, path, overrides)
+
+
+def _config(parsed: argparse.Namespace) -> None:
+    print(dump_config(load_control(parsed.config, parsed.overrides)), end="")
+
+
+def _expert(parsed: argparse.Namespace) -> None:
+    config = load_control(parsed.config, parsed.overrides)
+    from rayalign.control.experts import make_expert
+
+    place = make_expert(config)
+    tiers = json.loads((place / "results.json").read_text(encoding="utf-8"))["tiers"]
+    for name, found in tiers.items():
+        print(f"{place / name}.npz: true return {found['return_mean']:.1f}")
+    print(f"expert: {place}")
+
+
+def _train(parsed: argparse.Namespace) -> None:
+    config = load_control(parsed.config, parsed.overrides)
+    from rayalign.control.train import RESULTS_FILE, train
+
+    folder = train(config)
+    _print_results(json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")))
+    print(f"run folder: {folder}")
+
+
+def _evaluate(parsed: argparse.Namespace) -> None:
+    config = load_control(parsed.config, parsed.overrides)
+    from rayalign.control.train import evaluate
+
+    _print_results(evaluate(config))
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    num = len(results["returns"])
+    print(f"true return: {results['return_mean']:.1f} +- {results['return_std']:.1f} over {num} episodes")
+    if results.get("demonstrations_return_mean") is not None:
+        print(f"demonstrations: {results['demonstrations_return_mean']:.1f}")
+    if results.get("reward_correlation") is not None:
+        print(f"correlation of the learned with the true reward: {results['reward_correlation']:.3f}")

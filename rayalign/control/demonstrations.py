@@ -1,0 +1,92 @@
+"""Demonstrations: whole episodes of an expert, one after another in an npz file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rayalign.control.environments import HORIZON_REASON, Task
+from rayalign.control.files import check_environment, checked_numbers, read_arrays, unit_actions, write_arrays
+from rayalign.errors import DataError
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Episodes end to end: observations[T, O], actions[T, A] in [-1, 1], lengths[N]; T is the sum of the lengths.
+
+    `rewards[T]`, where the file has them, are the environment's: shown, never learned from.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    lengths: np.ndarray
+    rewards: np.ndarray | None = None
+
+    @property
+    def num(self) -> int:
+        """Episodes."""
+        return len(self.lengths)
+
+    def returns(self) -> np.ndarray | None:
+        """The episodes' true returns [N]."""
+        if self.rewards is None:
+            return None
+        return np.add.reduceat(self.rewards.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
+
+    def mean_return(self) -> float:
+        """Of the episodes; NaN where the file has no rewards."""
+        returns = self.returns()
+        return float("nan") if returns is None else float(returns.mean())
+
+    def first(self, num: int) -> Demonstrations:
+        """The first `num` episodes."""
+        end = int(self.lengths[:num].sum())
+        rewards = None if self.rewards is None else self.rewards[:end]
+        return Demonstrations(self.observations[:end], self.actions[:end], self.lengths[:num], rewards)
+
+
+def load_demonstrations(path: Path, task: Task, num: int | None = None) -> Demonstrations:
+    """Reads and checks a file; with `num` its first episodes. Raises DataError, one line, for what does not fit the task."""
+    arrays = read_arrays(path, ("observations", "actions", "lengths"))
+    check_environment(path, arrays, task)
+    lengths = arrays["lengths"]
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not len(lengths) or lengths.min() < 1:
+        raise DataError(f"{path}: lengths is not a list of the episodes' steps, whole numbers of at least 1")
+    total = int(lengths.sum())
+    observations = checked_numbers(path, "observations", arrays["observations"], (None, task.observation_size))
+    if len(observations) != total:
+        raise DataError(f"{path}: observations has {len(observations)} rows, and the lengths add up to {total}")
+    (actions,) = unit_actions(path, arrays, ("actions",), task, (total, task.action_size))
+    rewards = checked_numbers(path, "rewards", arrays["rewards"], (total,)) if "rewards" in arrays else None
+    _check_horizon(path, lengths, arrays.get("terminated"), task)
+    if num is not None and num > len(lengths):
+        raise DataError(f"{path}: has {len(lengths)} episodes, and demonstrations.num asks for {num}")
+    whole = Demonstrations(observations, actions, lengths.astype(np.int64), rewards)
+    return whole if num is None else whole.first(num)
+
+
+def save_demonstrations(path: Path, demonstrations: Demonstrations, task: Task) -> None:
+    """Writes them in the environment's scale."""
+    arrays = {
+        "environment": np.array(task.environment),
+        "action_scale": np.array("environment"),
+        "observations": demonstrations.observations,
+        "actions": task.to_environment(demonstrations.actions),
+        "lengths": demonstrations.lengths,
+    }
+    if demonstrations.rewards is not None:
+        arrays["rewards"] = demonstrations.rewards
+    write_arrays(path, arrays)
+
+
+def _check_horizon(path: Path, lengths: np.ndarray, terminated: np.ndarray | None, task: Task) -> None:
+    if task.allow_variable_horizon:
+        return
+    if len(set(lengths.tolist())) > 1:
+        raise DataError(
+            f"{path}: episodes are of {lengths.min()} to {lengths.max()} steps, and {HORIZON_REASON}"
+        )
+    if terminated is not None and terminated.any():
+        raise DataError(f"{path}: {int(terminated.sum())} episodes were ended by the environment, and {HORIZON_REASON}")

@@ -1,0 +1,107 @@
+"""Gymnasium environments as a run sees them: vectors in, actions in [-1, 1] out, episodes of one length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayalign.config.control import EnvironmentConfig
+from rayalign.config.explain import did_you_mean
+from rayalign.errors import UserError
+
+HORIZON_REASON = (
+    "the sign alone of a reward then decides how long episodes last (environment.allow_variable_horizon: true allows it)"
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What data and networks must fit: dimensions, bounds of the environment's actions, steps of an episode."""
+
+    environment: str
+    observation_size: int
+    low: np.ndarray  # [A]
+    high: np.ndarray  # [A]
+    horizon: int
+    allow_variable_horizon: bool = False
+
+    @property
+    def action_size(self) -> int:
+        return len(self.low)
+
+    def to_unit(self, actions: np.ndarray) -> np.ndarray:
+        """From the environment's bounds to [-1, 1], where policies and rewards live: actions[..., A]."""
+        return np.asarray(2.0 * (actions - self.low) / (self.high - self.low) - 1.0, dtype=np.float32)
+
+    def to_environment(self, actions: np.ndarray) -> np.ndarray:
+        """From [-1, 1] to the environment's bounds."""
+        return np.asarray(self.low + (actions + 1.0) / 2.0 * (self.high - self.low), dtype=np.float32)
+
+
+def make_environment(config: EnvironmentConfig) -> Any:
+    """The environment. Raises UserError for a name that is not registered, a package that is missing, wrong options."""
+    try:
+        import gymnasium
+    except ImportError:
+        raise UserError("control needs gymnasium: pip install 'rayalign[control]'") from None
+    errors = gymnasium.error
+    # The user's own settings of the environment that was named; gymnasium.make takes them by keyword only.
+    options: dict[str, Any] = dict(config.options)
+    if config.max_episode_steps is not None:
+        options["max_episode_steps"] = config.max_episode_steps
+    try:
+        return gymnasium.make(config.id, **options)
+    except (errors.NameNotFound, errors.NamespaceNotFound, errors.VersionNotFound, errors.DeprecatedEnv) as error:
+        meant = did_you_mean(config.id, list(gymnasium.registry))
+        told = f"{config.id}: {_brief(error)}" if not meant else f"no environment {config.id!r} is registered{meant}"
+        raise UserError(f"environment.id: {told}") from None
+    except errors.DependencyNotInstalled as error:
+        raise UserError(f"environment.id: {config.id}: {_brief(error)}; pip install 'rayalign[control]'") from None
+    except (TypeError, ValueError, errors.Error) as error:
+        raise UserError(f"environment.options: {config.id} does not take them: {_brief(error)}") from None
+
+
+def look_at(config: EnvironmentConfig) -> Task:
+    """The task of an environment. Raises UserError for one that is not of vectors, or whose episodes vary in length."""
+    environment = make_environment(config)
+    try:
+        return _task(config, environment)
+    finally:
+        environment.close()
+
+
+def _task(config: EnvironmentConfig, environment: Any) -> Task:
+    from gymnasium.spaces import Box
+
+    observations, actions = environment.observation_space, environment.action_space
+    if not isinstance(observations, Box) or len(observations.shape) != 1:
+        raise UserError(f"environment.id: {config.id} observes {observations}; only vectors of numbers are supported")
+    if not isinstance(actions, Box) or len(actions.shape) != 1 or not actions.is_bounded():
+        raise UserError(f"environment.id: {config.id} acts by {actions}; only vectors with bounds are supported (SAC)")
+    horizon = environment.spec.max_episode_steps
+    if horizon is None:
+        raise UserError(f"environment.max_episode_steps: {config.id} has no limit of its own; set one")
+    if environment_may_end_early(environment) and not config.allow_variable_horizon:
+        raise UserError(
+            f"environment: episodes of {config.id} end early when it is unhealthy, and {HORIZON_REASON}; set "
+            "environment.options.terminate_when_unhealthy=false"
+        )
+    size = observations.shape[0]
+    if config.observation_scale is not None and len(config.observation_scale) != size:
+        raise UserError(
+            f"environment.observation_scale: {len(config.observation_scale)} numbers, and {config.id} observes {size}"
+        )
+    low, high = (np.asarray(bound, dtype=np.float64) for bound in (actions.low, actions.high))
+    return Task(environment.spec.id, size, low, high, horizon, config.allow_variable_horizon)
+
+
+def environment_may_end_early(environment: Any) -> bool:
+    """Whether a MuJoCo environment says so; others show it by an episode that ends, which the run watches for."""
+    kwargs = environment.spec.kwargs
+    return bool(kwargs.get("terminate_when_unhealthy", hasattr(environment.unwrapped, "_terminate_when_unhealthy")))
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,144 @@
+"""RLlib's learner with a reward beside the policy: both are learned, saved and averaged over learners together.
+
+A batch holds one module's rows: the policy's, which are relabelled with the newest reward the moment they are used, or the
+reward's. What is not in the batch stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from torch import Tensor
+
+from rayalign.control.networks import REWARD
+from rayalign.control.rows import PREFERENCE, SEGMENT, SIDE
+from rayalign.objectives.control import (
+    clamped_frac,
+    discriminator_loss,
+    occupancy_gap_loss,
+    sac_loss,
+    segment_returns,
+)
+from rayalign.objectives.reward import pair_accuracy, preference_loss
+
+POLICY_SETTINGS, REWARD_SETTINGS = "policy", "reward"  # of learner_config_dict: see `RlSession`
+SKIPPED = "skipped_in_a_row"
+
+
+class RewardSacLearner(TorchLearner):
+    """SAC on a reward that is learned too; without a reward module, SAC on the environment's.
+
+    The loss is ours (`objectives/control.py`), not that of RLlib's SAC: one backward pass and one optimiser instead of
+    four, plain squared errors as in other libraries, and no statistics of each of the updates of a call.
+    """
+
+    def build(self) -> None:
+        super().build()
+        self.num_skipped = 0  # updates in a row whose loss was not finite, and which were not made
+        self._shown: dict[str, dict[str, Tensor]] = {}
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        settings = self.config.learner_config_dict[_settings_of(module_id)]
+        module = self._module[module_id]
+        parameters = [p for p in self.get_parameters(module) if p.requires_grad]
+        if module_id == DEFAULT_MODULE_ID and not settings["learns_entropy_coef"]:
+            fixed = module.unwrapped().log_entropy_coef
+            parameters = [p for p in parameters if p is not fixed]
+        optimizer = torch.optim.Adam(parameters, weight_decay=settings["weight_decay"], fused=True)
+        self.register_optimizer(
+            module_id=module_id,
+            optimizer=optimizer,
+            params=parameters,
+            lr_or_lr_schedule=settings["learning_rate"],
+        )
+
+    def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
+        found = batch.get(DEFAULT_MODULE_ID)
+        if found is not None and REWARD in self._module:
+            reward = self._module[REWARD].unwrapped()
+            found[Columns.REWARDS] = reward.paid(found[Columns.OBS], found[Columns.ACTIONS])
+        result = super()._update(batch, **kwargs)
+        if found is not None:
+            tau = self.config.learner_config_dict[POLICY_SETTINGS]["tau"]
+            self._module[DEFAULT_MODULE_ID].unwrapped().move_targets(tau)
+        return result
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Tensor]
+    ) -> Tensor:
+        settings = self.config.learner_config_dict[_settings_of(module_id)]
+        if module_id == REWARD:
+            loss, shown = reward_loss(fwd_out[Columns.REWARDS], batch[SIDE], batch[SEGMENT], settings)
+        else:
+            loss, shown = sac_loss(
+                **fwd_out,
+                log_entropy_coef=self._module[module_id].unwrapped().log_entropy_coef,
+                rewards=batch[Columns.REWARDS],
+                terminated=batch[Columns.TERMINATEDS],
+                discount=settings["discount"],
+                target_entropy=settings["target_entropy"],
+            )
+        self._shown[module_id] = shown
+        return loss
+
+    def compute_gradients(self, loss_per_module: Mapping[str, Tensor], **kwargs: Any) -> dict[Any, Tensor]:
+        """Every optimiser is stepped by every update, so the gradients that an earlier one left are cleared first.
+
+        A loss that is not finite leaves no gradient, and so no step.
+        """
+        gradients = super().compute_gradients(dict(loss_per_module), **kwargs)
+        if all(bool(torch.isfinite(loss)) for loss in loss_per_module.values()):
+            self.num_skipped = 0
+            return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        self.num_skipped += 1
+        for optimizer in self._optimizer_parameters:
+            optimizer.zero_grad(set_to_none=True)
+        return {}
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Reports the last of the call's updates. The learning rates are constant, and the targets have moved."""
+        for module_id, shown in self._shown.items():
+            self.metrics.log_dict(shown, key=module_id, window=1)
+        self.metrics.log_value(SKIPPED, float(self.num_skipped), window=1)
+        self._shown = {}
+
+
+def _settings_of(module_id: str) -> str:
+    return REWARD_SETTINGS if module_id == REWARD else POLICY_SETTINGS
+
+
+def reward_loss(
+    rewards: Tensor, side: Tensor, segment: Tensor, settings: Mapping[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """AIHF's loss (5.1, negated) of rewards[R] on rows of both kinds, and what there is to see of them.
+
+    Args:
+        side: [R], 1 for a demonstration, -1 for the policy, 0 for a preference.
+        segment: [R], twice the pair's number, and one more for the rejected; whatever it is elsewhere is not read.
+        settings: `demonstration_coef`, `preference_coef`, `preference_temperature`, `horizon`, `loss`, `clamp`.
+    """
+    demo, agent, pairs = rewards[side > 0], rewards[side < 0], rewards[side == PREFERENCE]
+    loss = rewards.new_zeros(())
+    metrics: dict[str, Tensor] = {}
+    if len(demo):
+        gap = occupancy_gap_loss(demo, agent, horizon=settings["horizon"])
+        term = gap if settings["loss"] == "linear" else discriminator_loss(demo, agent)
+        loss = loss + settings["demonstration_coef"] * term
+        metrics |= {"margin_demo_minus_agent": demo.mean() - agent.mean(), "demo_mean": demo.mean()}
+        metrics["agent_mean"] = agent.mean()
+    if len(pairs):
+        numbers = segment[side == PREFERENCE]
+        numbers = numbers - numbers.min()  # each learner has some of the pairs
+        num = int(numbers.max()) // 2 + 1
+        returns = segment_returns(pairs, numbers, num=2 * num).reshape(num, 2)
+        nll = preference_loss(returns[:, 0], returns[:, 1], kappa=settings["preference_temperature"]) / num
+        loss = loss + settings["preference_coef"] * nll
+        accuracy = pair_accuracy(returns[:, 0], returns[:, 1]) / num
+        metrics |= {"preference_nll": nll, "preference_accuracy": accuracy}
+    clamped = clamped_frac(rewards, settings["clamp"])
+    return loss, {name: value.detach() for name, value in metrics.items()} | {"clamped_frac": clamped}

@@ -1,0 +1,233 @@
+"""`rayalign control train`: from a config to a policy and a reward in a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayalign.config.control import ControlConfig
+from rayalign.config.load import dump_config
+from rayalign.control.alternation import Alternation
+from rayalign.control.checkpoints import ControlCheckpoints
+from rayalign.control.cloning import clone
+from rayalign.control.data import ControlData, coefficients, load_data, observation_scale
+from rayalign.control.environments import Task, look_at
+from rayalign.control.evaluation import correlation, measure_return, roll_out
+from rayalign.control.policies import Network, SavedPolicy, load_network, save_network
+from rayalign.errors import PlacementError, Stopped, UserError, is_disk_full
+from rayalign.stopping import stop_on_sigterm
+from rayalign.storage.aside import write_json
+from rayalign.storage.run_folder import held, make_folder, write_config
+from rayalign.telemetry.clock import Clock
+from rayalign.telemetry.progress import Bar, Progress
+from rayalign.telemetry.tracker import Tracker
+
+STAGE = "control"
+POLICY_FILE, REWARD_FILE, RESULTS_FILE = "policy.safetensors", "reward.safetensors", "results.json"
+STOP_FILE = ".stop"
+CLAMPED_TOO_OFTEN = 0.5
+
+
+@dataclass
+class ControlRun:
+    """A run in progress."""
+
+    config: ControlConfig
+    folder: Path
+    task: Task
+    data: ControlData
+    tracker: Tracker
+    progress: Progress
+
+
+def train(config: ControlConfig) -> Path:
+    """Runs a config; returns its folder, with policy.safetensors, reward.safetensors and results.json.
+
+    Raises UserError for what the user can mend, RayalignError for what failed on the way.
+    """
+    folder = run_folder(config)
+    task = look_at(config.environment)
+    data = load_data(config, task)
+    if (folder / RESULTS_FILE).exists() and config.resume == "auto":
+        ControlCheckpoints(config, folder).check_finished()
+        Progress(config.telemetry.progress, sys.stderr).say(f"{config.name}: finished before, kept")
+        return folder
+    with opened_run(config, folder, task, data) as run:
+        results = _train_by_method(run)
+        write_json(folder / RESULTS_FILE, results)
+        ControlCheckpoints(config, folder).finish()
+    return folder
+
+
+def run_folder(config: ControlConfig) -> Path:
+    """Where a run writes."""
+    return Path(config.run_dir).expanduser().absolute() / config.name
+
+
+def evaluate(config: ControlConfig) -> dict[str, Any]:
+    """Measures the networks of a finished run again, with the config's `evaluation`. Raises UserError without a run."""
+    folder = run_folder(config)
+    task = look_at(config.environment)
+    policy = SavedPolicy(load_network(folder / POLICY_FILE, task))
+    reward_file = folder / REWARD_FILE
+    reward = load_network(reward_file, task) if reward_file.exists() else None
+    return evaluate_networks(config, task, policy, reward, load_data(config, task))
+
+
+@contextlib.contextmanager
+def opened_run(config: ControlConfig, folder: Path, task: Task, data: ControlData) -> Iterator[ControlRun]:
+    """A run's folder, held, with its config, its metrics and, where anything is remote, Ray."""
+    try:
+        make_folder(folder)
+        with held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
+            write_config(folder, dump_config(config))
+            progress = Progress(config.telemetry.progress, sys.stderr)
+            start_ray(config)
+            resolved = config.model_dump(mode="json")
+            with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
+                yield ControlRun(config, folder, task, data, tracker, progress)
+    except OSError as error:
+        if is_disk_full(error):
+            raise UserError(f"{folder}: the disk is full; free some space and run again") from error
+        raise
+
+
+def start_ray(config: ControlConfig) -> None:
+    """Only where something runs outside this process. Raises PlacementError where there is no room: RLlib would wait."""
+    placement = config.placement
+    if not placement.remote:
+        return
+    from rayalign.actors.cluster import cluster_nodes, connect
+
+    connect(placement.cluster(), config.telemetry.actor_logs)
+    nodes = cluster_nodes()
+    gpus = placement.num_learners * placement.gpus_per_learner
+    cpus = placement.num_env_runners + (0 if gpus else placement.num_learners)
+    there = {kind: sum(node[kind] for node in nodes) for kind in ("CPU", "GPU")}
+    if cpus > there["CPU"] or gpus > there["GPU"]:
+        raise PlacementError(
+            f"placement: {placement.num_env_runners} env runners and {placement.num_learners} learners need {cpus} CPUs and "
+            f"{gpus:g} GPUs, and there are {there['CPU']:g} and {there['GPU']:g}; lower num_env_runners or num_learners"
+        )
+
+
+def _train_by_method(run: ControlRun) -> dict[str, Any]:
+    if run.config.method == "behaviour_cloning":
+        return _results(run, _clone(run), None)
+    scale = observation_scale(run.config, run.data.observations())
+    alternation = Alternation(run.config, run.task, run.data, scale, coefficients(run.config, run.data))
+    try:
+        run_rounds(run, alternation)
+        return _results(run, alternation.policy(), alternation.reward())
+    finally:
+        alternation.close()
+
+
+def run_rounds(run: ControlRun, alternation: Alternation) -> None:
+    """The alternation, round after round, from the newest checkpoint where there is one."""
+    config = run.config
+    checkpoints = ControlCheckpoints(config, run.folder)
+    first = checkpoints.restore(alternation, run.tracker, run.progress.say)
+    if not first:
+        alternation.warm_up()
+    clock, begun = Clock(), time.monotonic()
+    steps_per_round = config.policy.steps_per_round
+    with run.progress.stage(STAGE, total=(config.rounds - first) * steps_per_round) as bar:
+        for number in range(first + 1, config.rounds + 1):
+            metrics = _round(alternation, bar, clock)
+            is_last = number == config.rounds or (config.max_s is not None and time.monotonic() - begun > config.max_s)
+            if number % config.evaluation.every == 0 or is_last:
+                metrics |= _true_return(run, alternation.policy(), clock)
+            metrics |= {name: metric.value() for name, metric in clock.lap().items()}
+            metrics["env_steps"] = alternation.session.num_steps
+            run.tracker.log(STAGE, number, number, metrics)
+            _show(run, bar, number, metrics)
+            stopping = (run.folder / STOP_FILE).exists()
+            checkpoints.save_if_due(alternation, number, run.tracker, now=stopping)
+            if is_last:
+                break
+            if stopping:
+                raise Stopped(f"asked to stop after round {number}, which is saved; the same command goes on from there")
+
+
+def _round(alternation: Alternation, bar: Bar, clock: Clock) -> dict[str, float]:
+    with clock.phase("policy"):
+        policy = alternation.policy_steps(lambda num: bar.update(advance=num))
+    with clock.phase("reward"):
+        reward = alternation.reward_steps()
+    return {f"policy/{k}": v for k, v in policy.items()} | {f"reward/{k}": v for k, v in reward.items()}
+
+
+def _true_return(run: ControlRun, policy: SavedPolicy, clock: Clock) -> dict[str, float]:
+    look = run.config.evaluation
+    with clock.phase("evaluate"):
+        found = measure_return(run.config.environment, run.task, policy.act, look.num_episodes, look.seed)
+    return {"true/return_mean": found}
+
+
+def _show(run: ControlRun, bar: Bar, number: int, metrics: dict[str, float]) -> None:
+    names = ("true/return_mean", "reward/margin_demo_minus_agent", "reward/preference_accuracy", "policy/entropy")
+    bar.update(round=(number, run.config.rounds), note={name: metrics[name] for name in names if name in metrics})
+    clamped = metrics.get("reward/clamped_frac", 0.0)
+    if clamped > CLAMPED_TOO_OFTEN and run.tracker.count(STAGE) % 10 == 1:
+        run.progress.say(
+            f"warning: round {number}: {clamped:.0%} of the rewards are at reward.clamp, where nothing is learned; the "
+            "reward runs ahead of the policy: lower reward.optimizer.learning_rate, or raise policy.steps_per_round"
+        )
+
+
+def _clone(run: ControlRun) -> SavedPolicy:
+    demonstrations = run.data.demonstrations
+    assert demonstrations is not None
+    scale = observation_scale(run.config, demonstrations.observations)
+    with run.progress.stage(STAGE, total=run.config.policy.cloning_epochs, unit="epoch") as bar:
+
+        def tell(epoch: int, loss: float) -> None:
+            bar.update(advance=1, note={"loss": loss})
+            run.tracker.log(STAGE, None, epoch, {"policy/cloning_loss": loss})
+
+        return SavedPolicy(clone(demonstrations, run.config.policy, scale, run.config.seed, tell))
+
+
+def _results(run: ControlRun, policy: SavedPolicy, reward: Network | None) -> dict[str, Any]:
+    """Saves the networks and measures them."""
+    save_network(run.folder / POLICY_FILE, policy.network, run.task)
+    if reward is not None:
+        save_network(run.folder / REWARD_FILE, reward, run.task)
+    with run.progress.stage("evaluating"):
+        return evaluate_networks(run.config, run.task, policy, reward, run.data)
+
+
+def evaluate_networks(
+    config: ControlConfig, task: Task, policy: SavedPolicy, reward: Network | None, data: ControlData
+) -> dict[str, Any]:
+    """What results.json holds: true returns of policy and demonstrations, and the rewards' correlation on both's steps."""
+    look = config.evaluation
+    episodes = roll_out(config.environment, task, policy.act, look.num_episodes, look.seed)
+    returns = episodes.returns()
+    assert returns is not None and episodes.rewards is not None
+    results: dict[str, Any] = {
+        "method": config.method,
+        "environment": task.environment,
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "returns": returns.tolist(),
+    }
+    demonstrations = data.demonstrations
+    if demonstrations is not None and demonstrations.rewards is not None:
+        results["demonstrations_return_mean"] = demonstrations.mean_return()
+    if reward is not None:
+        learned, true = [reward(episodes.observations, episodes.actions)[:, 0]], [episodes.rewards]
+        if demonstrations is not None and demonstrations.rewards is not None:
+            learned.append(reward(demonstrations.observations, demonstrations.actions)[:, 0])
+            true.append(demonstrations.rewards)
+        found = correlation(np.concatenate(learned), np.concatenate(true))
+        results["reward_correlation"] = found if found == found else None
+    return results

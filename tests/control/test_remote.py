@@ -1,0 +1,90 @@
+"""The same run over Ray: env runners and two learners as actors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayalign.control.alternation import Alternation
+from rayalign.control.data import coefficients, load_data, observation_scale
+from rayalign.control.environments import look_at
+from rayalign.control.networks import REWARD
+from rayalign.control.rows import Steps, reward_rows
+from rayalign.control.session import POLICY
+from rayalign.control.train import start_ray
+from rayalign.errors import PlacementError
+from tests.control.conftest import MakeConfig
+
+PLACES: list[dict[str, int]] = [{}, {"num_learners": 2}]
+
+
+@pytest.mark.own_process
+def test_two_learners_give_the_gradients_of_one(small: MakeConfig) -> None:
+    """The reward's weights after some steps, in this process and over two learners, whose policies stay alike."""
+    found: list[dict[str, Any]] = []
+    for place in PLACES:
+        config = small(method="aihf", placement={"object_store_mib": 80, **place})
+        start_ray(config)
+        task = look_at(config.environment)
+        data = load_data(config, task)
+        assert data.demonstrations is not None and data.preferences is not None
+        scale = observation_scale(config, data.observations())
+        alternation = Alternation(config, task, data, scale, coefficients(config, data))
+        try:
+            if not found:
+                start = alternation.session.state()
+            else:
+                alternation.session.restore(start)
+            rng = np.random.default_rng(0)
+            agent = Steps(rng.normal(size=(40, 3)).astype(np.float32), rng.uniform(-1, 1, (40, 1)).astype(np.float32))
+            demos = Steps(data.demonstrations.observations, data.demonstrations.actions)
+            for _ in range(3):
+                rows = reward_rows(demos, agent, data.preferences, alternation.session.num_shares)
+                numbers = alternation.session.update_reward(rows)
+            assert 0 <= numbers["preference_accuracy"] <= 1
+            found.append(alternation.session.weights(REWARD))
+            alternation.warm_up()
+            alternation.policy_steps(lambda num: None)
+            if place:
+                both = alternation.session.of_each_learner(POLICY)
+                assert len(both) == 2
+                for name, array in both[0].items():
+                    assert np.allclose(array, both[1][name], atol=1e-6), name
+        finally:
+            alternation.close()
+    for name, array in found[0].items():
+        assert np.allclose(array, found[1][name], atol=1e-5), name
+
+
+@pytest.mark.own_process
+def test_what_has_no_room_is_told_and_not_waited_for(small: MakeConfig) -> None:
+    config = small(placement={"object_store_mib": 80, "num_learners": 2, "num_env_runners": 500})
+    with pytest.raises(PlacementError, match="placement: 500 env runners and 2 learners need 502 CPUs and 0 GPUs"):
+        start_ray(config)
+
+
+@pytest.mark.own_process
+def test_a_remote_env_runner_samples_with_the_newest_policy(small: MakeConfig) -> None:
+    """A policy that can only do one thing does it there, and random actions come in [-1, 1]."""
+    config = small(placement={"object_store_mib": 80, "num_env_runners": 1})
+    start_ray(config)
+    task = look_at(config.environment)
+    data = load_data(config, task)
+    alternation = Alternation(config, task, data, observation_scale(config, data.observations()), (1.0, 0.0))
+    session = alternation.session
+    try:
+        pieces = session.sample(60, random=True)
+        assert sum(len(piece["rewards"]) for piece in pieces) >= 60
+        assert 0.8 < max(np.abs(piece["actions"]).max() for piece in pieces) <= 1.0
+        state = session.state()
+        weights = state["learner"]["rl_module"][POLICY]
+        last = max(name for name in weights if name.startswith("actor.") and name.endswith("bias"))
+        weights[last] = np.array([3.0, -5.0], np.float32)  # always nearly +1
+        session.restore(state)
+        session.sample(20)  # of the step before, whose action was chosen already
+        actions = np.concatenate([piece["actions"] for piece in session.sample(60)])
+        assert actions.min() > 0.9
+    finally:
+        alternation.close()

@@ -1,0 +1,146 @@
+"""Whole runs of a few steps: every method, the command line, an expert, and a run that was interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from rayalign.config.control import ControlConfig
+from rayalign.control.demonstrations import load_demonstrations
+from rayalign.control.environments import look_at
+from rayalign.control.experts import make_expert
+from rayalign.control.policies import load_network
+from rayalign.control.preferences import load_preferences
+from rayalign.control.train import STOP_FILE, evaluate, train
+from rayalign.errors import Stopped, UserError
+from tests.conftest import run_rayalign
+from tests.control.conftest import MakeConfig
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ml_irl": {"method": "ml_irl"},
+    "state only": {"method": "ml_irl", "reward": {"inputs": "state"}},
+    "aihf": {"method": "aihf", "reward": {"pretrain_steps": 2, "preference_batch": 8}},
+    "preferences": {"method": "preferences"},
+    "gail": {"method": "ml_irl", "reward": {"loss": "logistic", "divergence": "jensen_shannon_softplus"}},
+    "airl": {"method": "ml_irl", "reward": {"loss": "logistic"}},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_runs_and_leaves_its_networks(name: str, small: MakeConfig) -> None:
+    config = small(**METHODS[name])
+    folder = train(config)
+    task = look_at(config.environment)
+    assert len(records(folder)) == 2
+    last = records(folder)[-1]
+    assert {"policy/critic_loss", "true/return_mean", "env_steps"} <= set(last)
+    assert ("reward/margin_demo_minus_agent" in last) == (config.uses_demonstrations)
+    assert ("reward/preference_accuracy" in last) == config.uses_preferences
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["returns"]) == 2 and results["method"] == config.method
+    reward = load_network(folder / "reward.safetensors", task)
+    observations, actions = np.ones((4, 3), np.float32), np.linspace(-1, 1, 4, dtype=np.float32)[:, None]
+    values = reward(observations, actions)[:, 0]
+    assert (np.ptp(values) == 0) == (config.reward.inputs == "state")
+    assert evaluate(config)["returns"] == results["returns"]
+
+
+def test_a_finished_run_is_kept_and_not_mixed_with_another(small: MakeConfig) -> None:
+    folder = train(small())
+    before = (folder / "results.json").read_text()
+    train(small())
+    assert (folder / "results.json").read_text() == before and len(records(folder)) == 2
+    with pytest.raises(UserError, match="made with another seed; set name= for a new run"):
+        train(small(seed=1))
+    with pytest.raises(UserError, match="made with another rounds"):
+        train(small(rounds=3))
+    train(small(seed=1, resume="anew"))
+    assert (folder / "results.json").read_text() != before
+
+
+def test_an_interrupted_run_goes_on(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked to stop in round 2 of 4: it saves, and the same command does rounds 3 and 4, on the same replay."""
+    import rayalign.control.train as module
+
+    config = small(rounds=4, checkpoints={"every_s": None})
+    folder = Path(config.run_dir) / config.name
+    show = module._show
+
+    def stop_after_two(run: Any, bar: Any, number: int, metrics: Any) -> None:
+        show(run, bar, number, metrics)
+        if number == 2:
+            (run.folder / STOP_FILE).touch()
+
+    monkeypatch.setattr(module, "_show", stop_after_two)
+    with pytest.raises(Stopped, match="after round 2"):
+        train(config)
+    monkeypatch.setattr(module, "_show", show)
+    assert (folder / "checkpoints" / "control" / "00000002").is_dir()
+    with pytest.raises(UserError, match="made with another policy; set name="):
+        train(small(rounds=4, policy={"tau": 0.5}))
+    train(config)
+    steps = [(record["round"], record["env_steps"]) for record in records(folder)]
+    assert [number for number, _ in steps] == [1, 2, 3, 4]
+    assert all(later[1] - before[1] >= 40 for before, later in zip(steps, steps[1:], strict=False))
+    assert not (folder / "checkpoints" / "control").exists()
+
+
+def test_an_expert_leaves_data_that_a_run_reads(small: MakeConfig) -> None:
+    changes = {"steps": 200, "evaluate_every": 40, "num_trajectories": 2, "tiers": [0.5], "num_preferences": 12}
+    config = small(expert=changes, name="expert")
+    place = make_expert(config)
+    task = look_at(config.environment)
+    results = json.loads((place / "results.json").read_text())
+    assert set(results["tiers"]) == {"demonstrations", "tier_50"}
+    for name, told in results["tiers"].items():
+        demonstrations = load_demonstrations(place / f"{name}.npz", task)
+        assert demonstrations.num == 2 and demonstrations.mean_return() == pytest.approx(told["return_mean"], rel=1e-5)
+    assert load_preferences(place / "preferences.npz", task).num == 12
+    looks = [record["true/return_mean"] for record in records(place.parent)]
+    assert len(looks) >= 3
+
+
+def write_config(config: ControlConfig, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
+
+
+def test_the_command_line(small: MakeConfig, tmp_path: Path) -> None:
+    """Train, evaluate, and one line with exit code 2 for what the user can mend."""
+    file = write_config(small(method="behaviour_cloning", policy={"cloning_epochs": 2}), tmp_path / "run.yaml")
+    done = run_rayalign("control", "train", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "true return: -" in done.stdout and f"run folder: {tmp_path / 'small'}" in done.stdout
+    again = run_rayalign("control", "evaluate", str(file))
+    assert again.stdout.splitlines()[0] == done.stdout.splitlines()[0]
+    bad = run_rayalign("control", "train", str(file), "name=other", "demonstrations.path=nowhere.npz")
+    assert (bad.returncode, bad.stderr) == (2, "rayalign: nowhere.npz: no such file\n")
+    assert not (tmp_path / "other").exists()
+    missing = run_rayalign("control", "evaluate", str(file), "name=other")
+    assert missing.returncode == 2 and "is the run finished?" in missing.stderr
+
+
+def test_a_limit_of_time_ends_a_run_with_its_networks(small: MakeConfig) -> None:
+    config = small(rounds=50, max_s=0.001)
+    folder = train(config)
+    assert [record["round"] for record in records(folder)] == [1]
+    assert (folder / "policy.safetensors").exists() and (folder / "results.json").exists()
+
+
+def test_the_same_seed_gives_the_same_run(small: MakeConfig) -> None:
+    """In one process: the same true returns to the last digit, whatever the run is called; another seed gives others."""
+    returns = {}
+    for name, seed in (("first", 3), ("second", 3), ("third", 4)):
+        folder = train(small(name=name, seed=seed, method="aihf"))
+        returns[name] = json.loads((folder / "results.json").read_text())["returns"]
+    assert returns["first"] == returns["second"] != returns["third"]
