@@ -3,6 +3,7 @@
 PYTHON ?= python3
 EXTRA ?=
 ARGS ?=
+WORKERS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -12,7 +13,8 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=python3.12 names the interpreter, EXTRA=cpu or EXTRA=gpu overrules the choice made by looking for"
-	@echo "a GPU, and ARGS goes to the demo or to pytest: make test ARGS=\"tests/exact -k rloo\""
+	@echo "a GPU, and ARGS goes to the demo or to pytest: make test ARGS=\"tests/exact -k rloo\"; WORKERS=0 runs the tests one"
+	@echo "after the other in one process, for a debugger."
 
 env: ## make .venv, or refresh it if pyproject.toml or constraints/ changed
 	@PYTHON="$(PYTHON)" EXTRA="$(EXTRA)" .make/env.sh
@@ -26,7 +28,7 @@ check: env ## style, layers and types (part of `make test`)
 	@$(BIN)/mypy
 
 test: check ## the whole test suite
-	@$(BIN)/python -m pytest -q --durations=15 $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 -n $(WORKERS) --dist loadfile $(ARGS)
 
 clean: ## remove the environment and caches; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 import yaml
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = REPOSITORY / "rayalign" / "planted" / "demo.yaml"
@@ -76,7 +77,16 @@ def planted_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     if ready := os.environ.get(BASE):
         return Path(ready)
-    folder = tmp_path_factory.mktemp("planted")
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "planted"  # one for all workers of pytest
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "base" / "base" / "done.json").exists():
+            _make_base(folder)
+    return folder / "base"
+
+
+def _make_base(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     values = demo_values()
     stages = {stage["name"]: stage for stage in values["stages"]}
     stages["world"] |= {"num_pretrain": 18000}
@@ -93,7 +103,6 @@ def planted_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(yaml.safe_dump(values))
     done = run_rayalign("train", str(config))
     assert done.returncode == 0, done.stderr
-    return folder / "base"
 
 
 @pytest.fixture
