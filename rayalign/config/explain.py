@@ -52,7 +52,8 @@ class Fault:
 def first_fault(error: ValidationError, root: type[BaseModel], values: Any) -> Fault:
     """What is wrong with `values` as a `root`; keys that are not known come with the ones that were meant."""
     faults = error.errors()
-    keys = [".".join(_names(fault["loc"], root, values)) for fault in faults]
+    names = [_names(fault["loc"], root, values) for fault in faults]
+    keys = [".".join(name if name.strip() else repr(name) for name in path) for path in names]
     first = faults[0]
     return Fault(keys[0], _message(first, root), len(set(keys)) - 1)
 

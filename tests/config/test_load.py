@@ -143,6 +143,7 @@ def test_faults_in_overrides(load: Any, override: str, words: list[str]) -> None
         ("name: x\nmodel: {path: a}\nstages: [{name: [1]}]\n", ["kind is not set", "irl"]),
         ("name: x\nmodel: {path: a}\n", ["stages: required, but not set"]),
         ("name: \x07\n", ["not valid YAML"]),
+        (f"'': 3\n{MINIMAL}", ["'': unknown key"]),
     ],
 )
 def test_faults_in_files(load: Any, text: str, words: list[str]) -> None:

@@ -67,7 +67,8 @@ def use(config: RunConfig) -> None:
 def names_a_key(values: dict[str, Any]) -> str:
     """A pattern: the source (where values do not fit), and then a key of the config or a name."""
     keys = {*RunConfig.model_fields, *map(str, values), *(printable(str(key)) for key in values)}
-    return rf"(config: )?({'|'.join(re.escape(key) for key in sorted(keys) if key.strip())}|two stages|a key)"
+    shown = {key if key.strip() else " ".join(repr(key).split()) for key in keys}
+    return rf"(config: )?({'|'.join(re.escape(key) for key in sorted(shown))}|two stages|a key)"
 
 
 words = st.sampled_from(

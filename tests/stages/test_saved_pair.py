@@ -53,7 +53,7 @@ def groups(tmp_path: Path) -> LoopGroups:
     context = SimpleNamespace(stage_folder=lambda name: tmp_path / name, template=lambda: template)
     stage = SimpleNamespace(name="rft", artifacts=lambda: ("policy", "reward"))
     named: Any = {"context": context, "stage": stage, "policy": Writer(), "reward": Writer()}
-    return LoopGroups(**named, rollout=cast(Any, None), demonstrations=cast(Any, None), prompts=cast(Any, None))
+    return LoopGroups(**named, rollout=cast(Any, None), demonstrations=cast(Any, None), prompts=cast(Any, None), data={})
 
 
 def save(groups: LoopGroups, number: int) -> None:
