@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,17 @@ def runners() -> dict[str, Callable[[RunContext, Any], None]]:
     }
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What a run is: its config, what it is made of, where it writes and what it says. `own` are the user's own parts."""
+
+    config: RunConfig
+    components: Components
+    own: Mapping[str, str]
+    folder: Path
+    progress: Progress
+
+
 def run(config: RunConfig, components: Components | None = None) -> Path:
     """Runs all stages that are not done yet; returns the run's folder.
 
@@ -103,24 +115,18 @@ def run(config: RunConfig, components: Components | None = None) -> Path:
         check_run(config, pending, learned_reward="reward" not in own)
         if pending:
             _check_fits_here(config)
-        _run_in(config, components or built_in(), own, folder, mirrored, progress)
+        _run_in(_Job(config, components or built_in(), own, folder, progress), mirrored)
     return folder
 
 
-def _run_in(
-    config: RunConfig,
-    components: Components,
-    own: Mapping[str, str],
-    folder: Path,
-    mirrored: MirroredRun | None,
-    progress: Progress,
-) -> None:
+def _run_in(job: _Job, mirrored: MirroredRun | None) -> None:
     """Holds the folder, and runs in it what is not done. Raises UserError for a full disk."""
+    config, folder = job.config, job.folder
     try:
         make_folder(folder)
         with held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
             write_config(folder, dump_config(config))
-            _run_pending(config, components, own, folder, mirrored, progress)
+            _run_pending(job, mirrored)
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):
             raise UserError(f"{folder}: the disk is full; free some space and run again, finished stages stay") from error
@@ -129,17 +135,11 @@ def _run_in(
         raise
 
 
-def _run_pending(
-    config: RunConfig,
-    components: Components,
-    own: Mapping[str, str],
-    folder: Path,
-    mirrored: MirroredRun | None,
-    progress: Progress,
-) -> None:
+def _run_pending(job: _Job, mirrored: MirroredRun | None) -> None:
+    config, folder, progress = job.config, job.folder, job.progress
     if mirrored is not None:
         mirrored.take(progress)
-    pending = _pending(config, folder, own)
+    pending = _pending(config, folder, job.own)
     _say_done(progress, config, pending)
     for stage in config.stages:
         if stage not in pending:  # where the run died before it had tidied up
@@ -149,7 +149,7 @@ def _run_pending(
     resolved = config.model_dump(mode="json")
     copied = mirrored.followed(progress) if mirrored is not None else contextlib.nullcontext()
     with copied, Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
-        _run_stages(config, components, own, folder, pending, tracker, progress)
+        _run_stages(job, pending, tracker)
     _report(config, folder)
 
 
@@ -175,24 +175,17 @@ def artifacts_of(config: RunConfig, folder: Path) -> dict[str, str]:
     return found
 
 
-def _run_stages(
-    config: RunConfig,
-    components: Components,
-    own: Mapping[str, str],
-    folder: Path,
-    pending: list[Stage],
-    tracker: Tracker,
-    progress: Progress,
-) -> None:
+def _run_stages(job: _Job, pending: list[Stage], tracker: Tracker) -> None:
     if not pending:
         return
+    config, folder, progress = job.config, job.folder, job.progress
     run_stage = runners()
     with progress.stage("placing the groups"):
         fleet = _start_fleet(config, folder)
-    context = RunContext(config, folder, fleet, components, tracker, progress)
+    context = RunContext(config, folder, fleet, job.components, tracker, progress)
     try:
         for stage in pending:
-            context.settings, context.restarted = _settings(config, stage, own), False
+            context.settings, context.restarted = _settings(config, stage, job.own), False
             _run_stage(run_stage[stage.kind], context, stage)
             write_json(folder / stage.name / DONE, context.settings)
             checkpoint_store(context, stage.name).drop_states()

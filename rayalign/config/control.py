@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rayalign.config.base import Fraction, NonNegative, NonNegativeInt, PathText, Positive, PositiveInt, Strict
 from rayalign.config.checkpoints import CheckpointConfig
-from rayalign.config.credentials import refuse_credentials
+from rayalign.config.credentials import WithoutCredentials
 from rayalign.config.placement import PlacementConfig
 from rayalign.config.reward import Divergence, Weighting
 from rayalign.config.telemetry import TelemetryConfig
@@ -154,7 +154,7 @@ class ControlPlacement(Strict):
         return PlacementConfig(address=self.address, object_store_mib=self.object_store_mib)
 
 
-class ControlConfig(Strict):
+class ControlConfig(WithoutCredentials):
     """A control run."""
 
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
@@ -185,12 +185,6 @@ class ControlConfig(Strict):
         """Whether the reward is learned from them."""
         return "preferences" in USES[self.method]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _holds_no_credentials(cls, values: Any) -> Any:
-        refuse_credentials(values)
-        return values
-
     @model_validator(mode="after")
     def _weights_are_of_the_method(self) -> ControlConfig:
         reward = self.reward
@@ -200,6 +194,13 @@ class ControlConfig(Strict):
             raise ValueError("reward.loss: preferences have no discriminator; set it to linear")
         if reward.pretrain_steps and not self.uses_preferences:
             raise ValueError(f"reward.pretrain_steps: {self.method} reads no preferences; set it to 0, or method to aihf")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_are_of_one_run(self) -> ControlConfig:
+        for key in ("best", "mirror"):
+            if getattr(self.checkpoints, key) is not None:
+                raise ValueError(f"checkpoints.{key}: control runs have none; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,9 @@ import re
 from typing import Any
 from urllib.parse import unquote
 
+from pydantic import model_validator
+
+from rayalign.config.base import Strict
 from rayalign.config.explain import stage_name
 
 _IN_ADDRESS = re.compile(r"[a-z0-9+.-]://[^/?#\s]*@", re.IGNORECASE)  # looks at each character once
@@ -26,6 +29,16 @@ def refuse_credentials(values: Any) -> None:
     if key is not None:
         found = _ELSEWHERE.get(key) or _ELSEWHERE.get(key.rpartition(".")[2]) or "give them where the library looks for them"
         raise ValueError(f"{key}: the address holds a user or a password, which would be written to disk; {found}")
+
+
+class WithoutCredentials(Strict):
+    """The root of a config that a run writes to disk."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_credentials(cls, values: Any) -> Any:
+        refuse_credentials(values)
+        return values
 
 
 def _first(node: Any, key: str, depth: int = 0) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rayalign.config.base import NonNegativeInt, PathText, Strict, stage_reference
+from rayalign.config.base import NonNegativeInt, PathText, stage_reference
 from rayalign.config.checkpoints import CheckpointConfig
-from rayalign.config.credentials import refuse_credentials
+from rayalign.config.credentials import WithoutCredentials
 from rayalign.config.data import DataConfig, DataSource
 from rayalign.config.explain import did_you_mean
 from rayalign.config.loops import ImplicitStage, LoopStage, RlStage, SampledStage
@@ -20,7 +20,7 @@ from rayalign.config.stages import SftStage, Stage
 from rayalign.config.telemetry import TelemetryConfig
 
 
-class RunConfig(Strict):
+class RunConfig(WithoutCredentials):
     """A run: a model, its data, where it runs, and the list of stages."""
 
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)
@@ -55,12 +55,6 @@ class RunConfig(Strict):
     def max_staleness(self) -> int:
         """The most that any stage allows."""
         return max((stage.max_staleness for stage in self.stages if isinstance(stage, LoopStage)), default=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _holds_no_credentials(cls, values: Any) -> Any:
-        refuse_credentials(values)
-        return values
 
     @model_validator(mode="after")
     def _references_point_backwards(self) -> RunConfig:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rayalign.config.control import ControlConfig
 from rayalign.control.alternation import Alternation
+from rayalign.control.data import ControlData
 from rayalign.errors import UserError
 from rayalign.storage.aside import write_json
 from rayalign.storage.checkpoints import STATE, CheckpointStore
@@ -29,10 +30,11 @@ FREE = {"name", "run_dir", "evaluation", "expert", "placement", "telemetry", "ch
 class ControlCheckpoints:
     """Saves the alternation when it is due, and takes it up again."""
 
-    def __init__(self, config: ControlConfig, folder: Path) -> None:
+    def __init__(self, config: ControlConfig, folder: Path, data: ControlData) -> None:
         self._config, self._folder = config, folder
         self._store = CheckpointStore(folder / "checkpoints" / STAGE, keep=config.checkpoints.keep)
         self._settings = config.model_dump(mode="json", exclude=FREE)
+        self._settings |= {f"content of {name}": found for name, found in data.fingerprints().items()}
         self._saved_at = time.monotonic()
 
     def restore(self, alternation: Alternation, tracker: Tracker, tell: Callable[[str], None]) -> int:
@@ -71,7 +73,7 @@ class ControlCheckpoints:
         self._store.clear()
 
     def check_finished(self) -> None:
-        """Raises UserError where the run in this folder finished with other settings."""
+        """Raises UserError where the run in this folder finished with other settings or data."""
         file = self._folder / SETTINGS_FILE
         if file.exists():
             self._check(read_values(file), self._folder, {"rounds": self._config.rounds})

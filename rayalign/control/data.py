@@ -11,6 +11,7 @@ from rayalign.config.control import ControlConfig
 from rayalign.control.demonstrations import Demonstrations, load_demonstrations
 from rayalign.control.environments import Task
 from rayalign.control.preferences import Preferences, load_preferences
+from rayalign.data.fingerprint import fingerprint
 from rayalign.errors import UserError
 from rayalign.objectives.reward import joint_coefficients
 
@@ -31,6 +32,12 @@ class ControlData:
             size = self.preferences.observations.shape[-1]
             found.append(self.preferences.observations.reshape(-1, size))
         return np.concatenate(found)
+
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of what is learned from, by name."""
+        found = {"demonstrations": self.demonstrations, "preferences": self.preferences}
+        return {name: fingerprint(data) for name, data in found.items() if data is not None}
 
 
 def load_data(config: ControlConfig, task: Task) -> ControlData:

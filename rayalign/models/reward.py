@@ -108,6 +108,7 @@ class Float32Head(nn.Linear):
 
 
 def score_head(classifier: Any) -> nn.Linear:
+    """The linear head of a Hugging Face classifier. Raises UserError where it has none."""
     head = getattr(classifier, "score", None) or getattr(classifier, "classifier", None)
     if not isinstance(head, nn.Linear):
         raise UserError(f"{type(classifier).__name__} has no linear score head; use a decoder with one")

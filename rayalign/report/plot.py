@@ -214,6 +214,7 @@ def _explain_curves(figure: FigureBase, column: Sequence[Axes], panels: Sequence
 
 
 def finish(axes: Axes) -> None:
+    """No frame at the top and the right, and a pale grid behind what is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -43,6 +43,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "divergence": (["reward.divergence=jensen_shannon"], "set loss to logistic"),
     "pretrain": (["reward.pretrain_steps=3"], "ml_irl reads no preferences"),
     "clamp": (["reward.clamp=-1"], "reward.clamp=-1"),
+    "best": (["checkpoints.best=true/return_mean"], "checkpoints.best: control runs have none"),
+    "mirror": (["checkpoints.mirror=s3://bucket/runs"], "checkpoints.mirror: control runs have none"),
     "layers": (["policy.hidden=[]"], "policy.hidden"),
     "batch": (["policy.batch_size=100", "placement.num_learners=3"], "policy.batch_size"),
 }

@@ -66,6 +66,8 @@ def test_a_finished_run_is_kept_and_not_mixed_with_another(small: MakeConfig) ->
         train(small(rounds=3))
     train(small(seed=1, resume="anew"))
     assert (folder / "results.json").read_text() != before
+    with pytest.raises(UserError, match="made with another demonstrations, content of demonstrations"):
+        train(small(seed=1, demonstrations={"num": 1}))
 
 
 def test_an_interrupted_run_goes_on(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
