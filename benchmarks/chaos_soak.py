@@ -41,13 +41,20 @@ def soak(config: Path, steps: int) -> None:
     print(f"exit code {process.returncode} after {step_of(folder)} steps in {took:.0f} s\n")
     print(f"| process | MB after {WARM:.0%} | MB at the end | MB per 1,000 steps | in the last half |")
     print("| --- | --- | --- | --- | --- |")
-    for name, taken in sorted(samples.items()):
+    for name, taken in sorted(named(samples).items()):
         if rows := [row for row in taken if row[0] >= WARM * steps]:
             at, held = np.array(rows).T
             late = at >= steps / 2
             slopes = f"{slope(at, held)} | {slope(at[late], held[late])}"
             print(f"| {name} | {held[0]:.0f} | {held[-1]:.0f} | {slopes} |", flush=True)
     config.with_suffix(".memory.json").write_text(json.dumps(samples))
+
+
+def named(samples: Samples) -> Samples:
+    """With the roles of our workers, which start in this order."""
+    workers = [name for name in samples if name.startswith("EngineWorker")]
+    roles = dict(zip(workers, ("rollout", "reward", "policy"), strict=False))
+    return {f"{roles[name]} worker" if name in roles else name: taken for name, taken in samples.items()}
 
 
 def slope(at: np.ndarray, held: np.ndarray) -> str:

@@ -26,6 +26,7 @@ from rayalign.control.tabular_irl import (
 )
 
 SEEDS = range(6)
+AMOUNTS = [(10, 100), (10, 300), (40, 300), (40, 40)]  # of demonstrations and pairs
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def scores(num_demos: int, num_pairs: int, seed: int) -> dict[str, float]:
     return {name: kl_expert_to_policy(mdp, expert, soft_log_policy(mdp, fit.fit())) for name, fit in fits.items()}
 
 
-@pytest.mark.parametrize(("num_demos", "num_pairs"), [(10, 100), (10, 300), (40, 300), (40, 40)])
+@pytest.mark.parametrize(("num_demos", "num_pairs"), AMOUNTS)
 def test_t40_both_sources_beat_either(num_demos: int, num_pairs: int) -> None:
     """AIHF's claim, with few demonstrations, few pairs, and neither: better on average, and for most seeds."""
     found = [scores(num_demos, num_pairs, seed) for seed in SEEDS]
