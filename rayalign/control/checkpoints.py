@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rayalign.config.control import ControlConfig
 from rayalign.control.alternation import Alternation
-from rayalign.control.data import ControlData
+from rayalign.control.data import file_hashes
 from rayalign.errors import UserError
 from rayalign.storage.aside import write_json
 from rayalign.storage.checkpoints import STATE, CheckpointStore
@@ -30,11 +30,11 @@ FREE = {"name", "run_dir", "evaluation", "expert", "placement", "telemetry", "ch
 class ControlCheckpoints:
     """Saves the alternation when it is due, and takes it up again."""
 
-    def __init__(self, config: ControlConfig, folder: Path, data: ControlData) -> None:
+    def __init__(self, config: ControlConfig, folder: Path) -> None:
         self._config, self._folder = config, folder
         self._store = CheckpointStore(folder / "checkpoints" / STAGE, keep=config.checkpoints.keep)
         self._settings = config.model_dump(mode="json", exclude=FREE)
-        self._settings |= {f"content of {name}": found for name, found in data.fingerprints().items()}
+        self._settings |= {f"content of {name}": found for name, found in file_hashes(config).items()}
         self._saved_at = time.monotonic()
 
     def restore(self, alternation: Alternation, tracker: Tracker, tell: Callable[[str], None]) -> int:

@@ -11,9 +11,9 @@ from rayalign.config.control import ControlConfig
 from rayalign.control.demonstrations import Demonstrations, load_demonstrations
 from rayalign.control.environments import Task
 from rayalign.control.preferences import Preferences, load_preferences
-from rayalign.data.fingerprint import fingerprint
 from rayalign.errors import UserError
 from rayalign.objectives.reward import joint_coefficients
+from rayalign.storage.checkpoints import file_hash
 
 SMALLEST = 1e-3  # an observation that never leaves 0 is not blown up
 
@@ -34,10 +34,13 @@ class ControlData:
         return np.concatenate(found)
 
 
-    def fingerprints(self) -> dict[str, str]:
-        """Of what is learned from, by name."""
-        found = {"demonstrations": self.demonstrations, "preferences": self.preferences}
-        return {name: fingerprint(data) for name, data in found.items() if data is not None}
+
+def file_hashes(config: ControlConfig) -> dict[str, str]:
+    """SHA-256 of the files that the method learns from, by name."""
+    used = {"demonstrations": config.uses_demonstrations, "preferences": config.uses_preferences}
+    sources = {"demonstrations": config.demonstrations, "preferences": config.preferences}
+    found = {name: source for name, source in sources.items() if source is not None and used[name]}
+    return {name: file_hash(Path(source.path).expanduser()) for name, source in found.items()}
 
 
 def load_data(config: ControlConfig, task: Task) -> ControlData:

@@ -56,13 +56,13 @@ def train(config: ControlConfig) -> Path:
     task = look_at(config.environment)
     data = load_data(config, task)
     if (folder / RESULTS_FILE).exists() and config.resume == "auto":
-        ControlCheckpoints(config, folder, data).check_finished()
+        ControlCheckpoints(config, folder).check_finished()
         Progress(config.telemetry.progress, sys.stderr).say(f"{config.name}: finished before, kept")
         return folder
     with opened_run(config, folder, task, data) as run:
         results = _train_by_method(run)
         write_json(folder / RESULTS_FILE, results)
-        ControlCheckpoints(config, folder, data).finish()
+        ControlCheckpoints(config, folder).finish()
     return folder
 
 
@@ -133,7 +133,7 @@ def _train_by_method(run: ControlRun) -> dict[str, Any]:
 def run_rounds(run: ControlRun, alternation: Alternation) -> None:
     """The alternation, round after round, from the newest checkpoint where there is one."""
     config = run.config
-    checkpoints = ControlCheckpoints(config, run.folder, run.data)
+    checkpoints = ControlCheckpoints(config, run.folder)
     first = checkpoints.restore(alternation, run.tracker, run.progress.say)
     if not first:
         alternation.warm_up()

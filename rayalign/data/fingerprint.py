@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from rayalign.data.files import Place
+from rayalign.types import Ragged, Sequences, TokenizedPrompts
 
 
-def fingerprint(data: Any) -> str:
+def fingerprint(data: Sequences | TokenizedPrompts | Ragged | Iterable[Any]) -> str:
     """A hash of 32 hexadecimal digits over the content, in order; the same on every machine.
 
-    `data` is a dataclass of arrays (tokens, episodes; one that is None counts as absent), or an iterable of rows:
-    demonstrations, preferences, conversations, dictionaries, each also with its Place. Places do not count: moving a file
-    does not change its data.
+    `data` is tokens, or rows: demonstrations, preferences, conversations, dictionaries, each also with its
+    Place. Places do not count: moving a file does not change its data.
     """
     digest = hashlib.sha256()
-    if dataclasses.is_dataclass(data):
+    if isinstance(data, (Sequences, TokenizedPrompts, Ragged)):
         _add_arrays(digest, data)
     else:
         for row in data:
@@ -53,8 +54,6 @@ def _add_arrays(digest: Any, data: Any) -> None:
     """Every array of a ragged value, with its name and type, and integers as 64 bits on any machine."""
     for field in dataclasses.fields(data):
         value = getattr(data, field.name)
-        if value is None:
-            continue
         if dataclasses.is_dataclass(value):
             _add_arrays(digest, value)
             continue

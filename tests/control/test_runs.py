@@ -20,6 +20,7 @@ from rayalign.control.train import STOP_FILE, evaluate, train
 from rayalign.errors import Stopped, UserError
 from tests.conftest import run_rayalign
 from tests.control.conftest import MakeConfig
+from tests.control.worlds import write_demonstrations
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -66,8 +67,11 @@ def test_a_finished_run_is_kept_and_not_mixed_with_another(small: MakeConfig) ->
         train(small(rounds=3))
     train(small(seed=1, resume="anew"))
     assert (folder / "results.json").read_text() != before
-    with pytest.raises(UserError, match="made with another demonstrations, content of demonstrations"):
-        train(small(seed=1, demonstrations={"num": 1}))
+    demonstrations = small().demonstrations
+    assert demonstrations is not None
+    write_demonstrations(Path(demonstrations.path), 3)  # other data under the same name
+    with pytest.raises(UserError, match="made with another content of demonstrations; set name="):
+        train(small(seed=1))
 
 
 def test_an_interrupted_run_goes_on(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
