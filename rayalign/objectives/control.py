@@ -36,7 +36,7 @@ def discriminator_loss(demo_logits: Tensor, agent_logits: Tensor) -> Tensor:
 
 
 def segment_returns(rewards: Tensor, segments: Tensor, *, num: int) -> Tensor:
-    """Sums of rewards[R] by the segment that each belongs to, segments[R] in 0..num-1: [num].
+    """Returns of segments [N = num]: sums of rewards[T] by the segment that each belongs to, segments[T] in 0..N-1.
 
     Example: rewards [1., 2., 4.], segments [0, 0, 1], num 2 -> [3., 4.].
     """
