@@ -62,12 +62,17 @@ class ControlReward(Strict):
 
     inputs: Literal["state", "state_action"] = "state_action"
     hidden: Layers = [64, 64]
+    ensemble: PositiveInt = Field(1, le=64, description="networks that begin differently; the reward is their mean")
+    pessimism: NonNegative = Field(
+        0.0, description="times the ensemble's deviation, taken from what the policy is paid: it stays where they agree"
+    )
     clamp: Positive | None = Field(10.0, description="rewards are cut to [-clamp, clamp]; unset: not cut")
     loss: Literal["linear", "logistic"] = Field(
         "linear", description="linear: ML-IRL's gradient; logistic: a discriminator, as in GAIL and AIRL"
     )
     divergence: Divergence = Field(
-        "reverse_kl", description="what the policy is paid for a discriminator's logit; jensen_shannon_softplus is GAIL's"
+        "reverse_kl",
+        description="what the policy is paid for a discriminator's logit; jensen_shannon_softplus is GAIL's",
     )
     demonstration_weight: NonNegative = Field(1.0, description="w1 of AIHF (5.1)")
     preference_weight: NonNegative = Field(1.0, description="w2 of AIHF (5.1)")
@@ -78,7 +83,9 @@ class ControlReward(Strict):
     steps: PositiveInt = Field(1, description="optimiser steps a round")
     pretrain_steps: NonNegativeInt = Field(0, description="steps on the preferences alone, before the first round")
     demonstration_batch: PositiveInt | None = Field(None, description="transitions of one step; all if unset")
-    agent_window: PositiveInt = Field(400, description="the newest transitions of the policy stand against demonstrations")
+    agent_window: PositiveInt = Field(
+        400, description="the newest transitions of the policy stand against demonstrations"
+    )
     preference_batch: PositiveInt = Field(64, description="pairs of one step")
     optimizer: ControlOptimizer = ControlOptimizer(weight_decay=1e-3)
 
@@ -90,10 +97,32 @@ class ControlReward(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_network_agrees_with_itself(self) -> ControlReward:
+        if self.pessimism and self.ensemble == 1:
+            raise ValueError("pessimism: one network has no deviation; set ensemble to 2 or more, or pessimism to 0")
+        return self
+
+
+class PpoConfig(Strict):
+    """What PPO asks for beside `policy`'s own keys."""
+
+    epochs: PositiveInt = Field(10, description="passes over a fragment")
+    clip: Positive = Field(0.2, lt=1, description="of the ratio to the policy that sampled")
+    gae_lambda: Fraction = 0.95
+    value_coef: Positive = 0.5
+    entropy_coef: NonNegative = 0.0
+
+
+# Of `ControlPolicy`: what only one of the two algorithms reads.
+OF_SAC = ("tau", "entropy_coef", "initial_entropy_coef", "warmup_steps", "updates_per_step")
+OF_PPO = ("ppo",)
+
 
 class ControlPolicy(Strict):
-    """SAC, or in behaviour cloning the network alone."""
+    """SAC or PPO, or in behaviour cloning the network alone."""
 
+    algorithm: Literal["sac", "ppo"] = Field("sac", description="PPO where actions are choices, as in CartPole-v1")
     hidden: Layers = [256, 256]
     learning_rate: Positive = Field(3e-4, le=1e12, description="of actor, critics and entropy coefficient")
     batch_size: PositiveInt = 256
@@ -105,8 +134,29 @@ class ControlPolicy(Strict):
     warmup_steps: NonNegativeInt = Field(400, description="random steps before the first update")
     steps_per_round: PositiveInt = Field(200, description="environment steps between two lessons of the reward")
     updates_per_step: Positive = Field(1.0, le=100, description="gradient steps per environment step")
-    fragment: PositiveInt = Field(50, description="environment steps between two rows of updates")
+    fragment: PositiveInt = Field(50, description="environment steps between two rows of updates; PPO's batch")
+    ppo: PpoConfig = PpoConfig()
     cloning_epochs: PositiveInt = Field(200, description="passes over the demonstrations in behaviour cloning")
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_algorithm(self) -> ControlPolicy:
+        foreign = OF_SAC if self.algorithm == "ppo" else OF_PPO
+        fields = type(self).model_fields
+        for name in foreign:
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(
+                    f"{name}: {self.algorithm} does not read it; leave it out, or set algorithm to the other"
+                )
+        if self.algorithm == "ppo" and self.fragment < self.batch_size:
+            raise ValueError(
+                f"fragment: PPO makes its batches of {self.batch_size} (batch_size) from a fragment of {self.fragment} "
+                "steps; raise fragment (2048 is usual), or lower batch_size"
+            )
+        if self.algorithm == "ppo" and self.steps_per_round < self.fragment:
+            raise ValueError(
+                f"steps_per_round: {self.steps_per_round} is less than PPO's fragment of {self.fragment}; raise it"
+            )
+        return self
 
 
 class ControlEvaluation(Strict):
@@ -118,7 +168,7 @@ class ControlEvaluation(Strict):
 
 
 class ExpertConfig(Strict):
-    """`rayalign control expert`: SAC on the true reward, and what is rolled out from the best policy found."""
+    """`rayalign control expert`: the policy on the true reward, and what is rolled out from the best policy found."""
 
     steps: PositiveInt = Field(20_000, description="environment steps at most")
     max_s: Positive = Field(1800.0, description="seconds at most")
@@ -129,7 +179,10 @@ class ExpertConfig(Strict):
         description="further experts, named by their share of the way from the first return to the best: [0.5] is one of "
         "half the quality",
     )
-    action_noise: NonNegative = Field(0.0, description="of demonstrations: deviation, as a share of half the bounds")
+    action_noise: NonNegative = Field(
+        0.0,
+        description="of demonstrations: deviation, as a share of half the bounds; of choices, the share of random ones",
+    )
     num_preferences: NonNegativeInt = Field(300, description="pairs of segments, from all tiers and random actions")
     segment_length: PositiveInt = 20
     label_temperature: NonNegative = Field(1.0, description="of Bradley-Terry answers on true returns; 0: always right")
@@ -193,7 +246,9 @@ class ControlConfig(WithoutCredentials):
         if self.method == "preferences" and reward.loss != "linear":
             raise ValueError("reward.loss: preferences have no discriminator; set it to linear")
         if reward.pretrain_steps and not self.uses_preferences:
-            raise ValueError(f"reward.pretrain_steps: {self.method} reads no preferences; set it to 0, or method to aihf")
+            raise ValueError(
+                f"reward.pretrain_steps: {self.method} reads no preferences; set it to 0, or method to aihf"
+            )
         return self
 
     @model_validator(mode="after")

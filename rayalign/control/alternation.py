@@ -11,11 +11,11 @@ import torch
 from rayalign.config.control import ControlConfig
 from rayalign.control.data import ControlData
 from rayalign.control.environments import Task
-from rayalign.control.networks import REWARD
-from rayalign.control.policies import Network, SavedPolicy, network_of
+from rayalign.control.networks import REWARD, REWARD_ACTIVATION
+from rayalign.control.policies import Network, SavedPolicy, network_of, parallel_network_of
 from rayalign.control.replay import Replay
 from rayalign.control.rows import Steps, reward_rows
-from rayalign.control.session import POLICY, RlSession
+from rayalign.control.session import ALGORITHMS, POLICY, RlSession
 
 Numbers = dict[str, float]
 
@@ -23,11 +23,16 @@ Numbers = dict[str, float]
 class Alternation:
     """Policy, reward and replay of a run, and what one round does to them. Close it.
 
-    Without data it is SAC on the environment's own reward.
+    Without data the policy follows the environment's own reward.
     """
 
     def __init__(
-        self, config: ControlConfig, task: Task, data: ControlData, scale: np.ndarray, weights: tuple[float, float] | None
+        self,
+        config: ControlConfig,
+        task: Task,
+        data: ControlData,
+        scale: np.ndarray,
+        weights: tuple[float, float] | None,
     ) -> None:
         """
         Args:
@@ -35,16 +40,19 @@ class Alternation:
         """
         self.config, self.task, self._data = config, task, data
         torch.manual_seed(config.seed)
-        np.random.seed(config.seed)  # RLlib's env runners and Gymnasium's spaces draw from it where nothing else is given
+        np.random.seed(
+            config.seed
+        )  # RLlib's env runners and Gymnasium's spaces draw from it where nothing else is given
         self.rng = np.random.default_rng(config.seed)
         self.session = RlSession(config, task, scale, coefficients=weights)
         self.replay = Replay(config.policy.replay_size, task.observation_size, task.action_size)
         self.num_updates = 0.0  # that are due: what is left of a whole one stays for the next fragment
 
     def warm_up(self) -> None:
-        """Random steps, and the reward's first lessons where it has any before the first round."""
-        while len(self.replay) < self.config.policy.warmup_steps:
-            self._collect(self.config.policy.fragment, random=True)
+        """Random steps, which PPO has no use for, and the reward's first lessons where it has any before the first round."""
+        policy = self.config.policy
+        while policy.algorithm == "sac" and len(self.replay) < policy.warmup_steps:
+            self._collect(policy.fragment, random=True)
         for _ in range(self.config.reward.pretrain_steps):
             self._reward_step(preferences_only=True)
 
@@ -53,9 +61,12 @@ class Alternation:
         policy, done = self.config.policy, 0
         numbers: Numbers = {}
         while done < policy.steps_per_round:
-            num = self._collect(min(policy.fragment, policy.steps_per_round - done), random=False)
+            pieces = self._collect(min(policy.fragment, policy.steps_per_round - done), random=False)
+            num = sum(len(piece["rewards"]) for piece in pieces)
             done += num
-            numbers = self._updates(num) or numbers
+            rows = self._newest_rows(pieces) if policy.algorithm == "ppo" else self._replayed_rows(num)
+            if len(rows["obs"]):
+                numbers = self.session.update_policy(rows)
             self.session.push_weights()
             advanced(num)
         return numbers
@@ -67,21 +78,26 @@ class Alternation:
             numbers = self._reward_step()
         return numbers
 
-    def _collect(self, num: int, *, random: bool) -> int:
+    def _collect(self, num: int, *, random: bool) -> list[dict[str, np.ndarray]]:
         pieces = self.session.sample(num, random=random)
         for piece in pieces:
             self.replay.add(piece)
-        return sum(len(piece["rewards"]) for piece in pieces)
+        return pieces
 
-    def _updates(self, num_steps: int) -> Numbers:
-        if not len(self.replay):
-            return {}
+    def _replayed_rows(self, num_steps: int) -> dict[str, np.ndarray]:
+        """SAC's batches for the updates that are due after `num_steps` more, from the whole replay."""
         self.num_updates += num_steps * self.config.policy.updates_per_step
         num = int(self.num_updates)
         self.num_updates -= num
-        if not num:
-            return {}
-        return self.session.update_policy(self.replay.sample(num * self.config.policy.batch_size, self.rng))
+        return self.replay.sample(num * self.config.policy.batch_size, self.rng)
+
+    def _newest_rows(self, pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """PPO's batches: every step once an epoch, in another order each time; what fills no batch is left out."""
+        found = self.session.advantage_rows(pieces)
+        num, size = len(found["obs"]), self.config.policy.batch_size
+        orders = [self.rng.permutation(num)[: num // size * size] for _ in range(self.config.policy.ppo.epochs)]
+        order = np.concatenate(orders)
+        return {name: array[order] for name, array in found.items()}
 
     def _reward_step(self, *, preferences_only: bool = False) -> Numbers:
         data, reward = self._data, self.config.reward
@@ -102,14 +118,16 @@ class Alternation:
 
     def policy(self) -> SavedPolicy:
         """The policy as it is now."""
-        return SavedPolicy(network_of(self.session.weights(POLICY), "actor", "relu"))
+        module = ALGORITHMS[self.config.policy.algorithm].module
+        network = network_of(self.session.weights(POLICY), "actor", module.activation)
+        return SavedPolicy(network, self.task.is_choice)
 
     def reward(self) -> Network:
         """The reward as it is now."""
         reward = self.config.reward
         takes_actions = reward.inputs == "state_action"
         weights = self.session.weights(REWARD)
-        return network_of(weights, "layers", "tanh", takes_actions=takes_actions, clamp=reward.clamp)
+        return parallel_network_of(weights, REWARD_ACTIVATION, takes_actions=takes_actions, clamp=reward.clamp)
 
     def state(self) -> dict[str, Any]:
         """All that a resumption needs; what an episode in progress holds is not among it: a new one begins."""

@@ -6,31 +6,41 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from rayalign.config.control import ControlPolicy
 from rayalign.control.demonstrations import Demonstrations
+from rayalign.control.environments import Task
 from rayalign.control.policies import Network, network_of, scaled, sequential
 
 
 def clone(
-    demonstrations: Demonstrations, policy: ControlPolicy, scale: np.ndarray, seed: int, tell: Callable[[int, float], None]
+    demonstrations: Demonstrations,
+    task: Task,
+    policy: ControlPolicy,
+    scale: np.ndarray,
+    seed: int,
+    tell: Callable[[int, float], None],
 ) -> Network:
-    """A network as SAC's actor has it, whose mean action before the tanh fits the demonstrations' by least squares.
+    """A network as an actor has it, whose mean action fits the demonstrations' by least squares, or choices by likelihood.
 
-    Its deviations stay where they began: only the mean is used. `tell` is called with each epoch's number and loss.
+    A Gaussian's deviations stay where they began: only the mean is used. `tell` is called with each epoch's number and loss.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    num_actions = demonstrations.actions.shape[1]
-    layers = sequential([len(scale), *policy.hidden, 2 * num_actions], torch.nn.ReLU)
+    num_actions = task.action_size
+    layers = sequential([len(scale), *policy.hidden, num_actions if task.is_choice else 2 * num_actions], torch.nn.ReLU)
     optimizer = torch.optim.Adam(layers.parameters(), lr=policy.learning_rate, fused=True)
     inputs = scaled(torch.from_numpy(demonstrations.observations), torch.tensor(scale, dtype=torch.float32))
     wanted = torch.from_numpy(demonstrations.actions)
     for epoch in range(1, policy.cloning_epochs + 1):
         total = 0.0
         for rows in _batches(len(inputs), policy.batch_size, generator):
-            means = torch.tanh(layers(inputs[rows])[:, :num_actions])
-            loss = (means - wanted[rows]).square().mean()
+            found = layers(inputs[rows])
+            if task.is_choice:
+                loss = cross_entropy(found, wanted[rows])
+            else:
+                loss = (torch.tanh(found[:, :num_actions]) - wanted[rows]).square().mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

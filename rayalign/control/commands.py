@@ -30,8 +30,8 @@ def add_control(commands: Any, add_command: AddCommand, parser_class: type[argpa
         add_command,
         "expert",
         "train an expert on the true reward and record demonstrations, tiers and preferences",
-        "Trains SAC on the environment's own reward within expert.steps and expert.max_s, keeps the best policy, and\n"
-        "writes demonstrations.npz, tiers and preferences.npz to RUN_DIR/NAME/expert.",
+        "Trains a policy on the environment's own reward within expert.steps and expert.max_s, keeps the best, and writes\n"
+        "demonstrations.npz, tiers and preferences.npz to RUN_DIR/NAME/expert.",
         _expert,
     )
     _add(

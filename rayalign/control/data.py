@@ -34,7 +34,6 @@ class ControlData:
         return np.concatenate(found)
 
 
-
 def file_hashes(config: ControlConfig) -> dict[str, str]:
     """SHA-256 of the files that the method learns from, by name."""
     used = {"demonstrations": config.uses_demonstrations, "preferences": config.uses_preferences}

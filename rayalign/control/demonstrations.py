@@ -54,17 +54,23 @@ def load_demonstrations(path: Path, task: Task, num: int | None = None) -> Demon
     lengths = arrays["lengths"]
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not len(lengths) or lengths.min() < 1:
         raise DataError(f"{path}: lengths is not a list of the episodes' steps, whole numbers of at least 1")
-    total = int(lengths.sum())
-    observations = checked_numbers(path, "observations", arrays["observations"], (None, task.observation_size))
-    if len(observations) != total:
-        raise DataError(f"{path}: observations has {len(observations)} rows, and the lengths add up to {total}")
-    (actions,) = unit_actions(path, arrays, ("actions",), task, (total, task.action_size))
-    rewards = checked_numbers(path, "rewards", arrays["rewards"], (total,)) if "rewards" in arrays else None
-    _check_horizon(path, lengths, arrays.get("terminated"), task)
     if num is not None and num > len(lengths):
         raise DataError(f"{path}: has {len(lengths)} episodes, and demonstrations.num asks for {num}")
+    total = int(lengths.sum())
+    observations = checked_numbers(path, "observations", arrays["observations"], (None, task.observation_size))
+    if len(observations) == total + len(lengths):
+        observations = _without_last(observations, lengths)
+    if len(observations) != total:
+        raise DataError(
+            f"{path}: observations has {len(observations)} rows, and the lengths add up to {total}; an episode has one for "
+            "each action, or one more at its end"
+        )
+    (actions,) = unit_actions(path, arrays, ("actions",), task, (total,))
+    rewards = checked_numbers(path, "rewards", arrays["rewards"], (total,)) if "rewards" in arrays else None
     whole = Demonstrations(observations, actions, lengths.astype(np.int64), rewards)
-    return whole if num is None else whole.first(num)
+    read = whole if num is None else whole.first(num)
+    _check_horizon(path, read, arrays.get("terminated"), task)
+    return read
 
 
 def save_demonstrations(path: Path, demonstrations: Demonstrations, task: Task) -> None:
@@ -81,12 +87,19 @@ def save_demonstrations(path: Path, demonstrations: Demonstrations, task: Task) 
     write_arrays(path, arrays)
 
 
-def _check_horizon(path: Path, lengths: np.ndarray, terminated: np.ndarray | None, task: Task) -> None:
+def _without_last(observations: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Episodes that also hold what was observed after their last action: no action belongs to it."""
+    ends = np.cumsum(lengths + 1) - 1
+    return np.delete(observations, ends, axis=0)
+
+
+def _check_horizon(path: Path, read: Demonstrations, terminated: np.ndarray | None, task: Task) -> None:
+    """Of the episodes that were asked for."""
     if task.allow_variable_horizon:
         return
+    lengths = read.lengths
     if len(set(lengths.tolist())) > 1:
-        raise DataError(
-            f"{path}: episodes are of {lengths.min()} to {lengths.max()} steps, and {HORIZON_REASON}"
-        )
-    if terminated is not None and terminated.any():
-        raise DataError(f"{path}: {int(terminated.sum())} episodes were ended by the environment, and {HORIZON_REASON}")
+        raise DataError(f"{path}: episodes are of {lengths.min()} to {lengths.max()} steps, and {HORIZON_REASON}")
+    num_ended = 0 if terminated is None else int(terminated[: lengths.sum()].sum())
+    if num_ended:
+        raise DataError(f"{path}: {num_ended} episodes were ended by the environment, and {HORIZON_REASON}")

@@ -18,7 +18,11 @@ HORIZON_REASON = (
 
 @dataclass(frozen=True)
 class Task:
-    """What data and networks must fit: dimensions, bounds of the environment's actions, steps of an episode."""
+    """What data and networks must fit: dimensions, bounds of the environment's actions, steps of an episode.
+
+    Policies and rewards see an action as a vector of A numbers in [-1, 1]. A choice among A actions is 1 at the one taken
+    and 0 elsewhere (`is_choice`); its bounds are then 0 and 1.
+    """
 
     environment: str
     observation_size: int
@@ -26,17 +30,22 @@ class Task:
     high: np.ndarray  # [A]
     horizon: int
     allow_variable_horizon: bool = False
+    is_choice: bool = False
 
     @property
     def action_size(self) -> int:
         return len(self.low)
 
     def to_unit(self, actions: np.ndarray) -> np.ndarray:
-        """From the environment's bounds to [-1, 1], where policies and rewards live: actions[..., A]."""
+        """From the environment's actions[..., A] within the bounds, or choices[...], to what networks see: [..., A]."""
+        if self.is_choice:
+            return np.eye(self.action_size, dtype=np.float32)[np.asarray(actions, dtype=np.int64)]
         return np.asarray(2.0 * (actions - self.low) / (self.high - self.low) - 1.0, dtype=np.float32)
 
     def to_environment(self, actions: np.ndarray) -> np.ndarray:
-        """From [-1, 1] to the environment's bounds."""
+        """And back."""
+        if self.is_choice:
+            return np.asarray(np.argmax(actions, axis=-1))
         return np.asarray(self.low + (actions + 1.0) / 2.0 * (self.high - self.low), dtype=np.float32)
 
 
@@ -73,13 +82,17 @@ def look_at(config: EnvironmentConfig) -> Task:
 
 
 def _task(config: EnvironmentConfig, environment: Any) -> Task:
-    from gymnasium.spaces import Box
+    from gymnasium.spaces import Box, Discrete
 
     observations, actions = environment.observation_space, environment.action_space
     if not isinstance(observations, Box) or len(observations.shape) != 1:
         raise UserError(f"environment.id: {config.id} observes {observations}; only vectors of numbers are supported")
-    if not isinstance(actions, Box) or len(actions.shape) != 1 or not actions.is_bounded():
-        raise UserError(f"environment.id: {config.id} acts by {actions}; only vectors with bounds are supported (SAC)")
+    is_choice = isinstance(actions, Discrete) and actions.start == 0
+    if not is_choice and not (isinstance(actions, Box) and len(actions.shape) == 1 and actions.is_bounded()):
+        raise UserError(
+            f"environment.id: {config.id} acts by {actions}; only vectors with bounds, and choices numbered from 0, are "
+            "supported"
+        )
     horizon = environment.spec.max_episode_steps
     if horizon is None:
         raise UserError(f"environment.max_episode_steps: {config.id} has no limit of its own; set one")
@@ -93,8 +106,9 @@ def _task(config: EnvironmentConfig, environment: Any) -> Task:
         raise UserError(
             f"environment.observation_scale: {len(config.observation_scale)} numbers, and {config.id} observes {size}"
         )
-    low, high = (np.asarray(bound, dtype=np.float64) for bound in (actions.low, actions.high))
-    return Task(environment.spec.id, size, low, high, horizon, config.allow_variable_horizon)
+    bounds = (np.zeros(int(actions.n)), np.ones(int(actions.n))) if is_choice else (actions.low, actions.high)
+    low, high = (np.asarray(bound, dtype=np.float64) for bound in bounds)
+    return Task(environment.spec.id, size, low, high, horizon, config.allow_variable_horizon, is_choice)
 
 
 def environment_may_end_early(environment: Any) -> bool:

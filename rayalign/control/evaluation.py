@@ -10,7 +10,7 @@ from rayalign.config.control import EnvironmentConfig
 from rayalign.control.demonstrations import Demonstrations
 from rayalign.control.environments import Task, make_environment
 
-Act = Callable[[np.ndarray], np.ndarray]  # observation[O] -> action[A] in [-1, 1]
+Act = Callable[[np.ndarray], np.ndarray]  # observation[O] -> action[A], as `Task` has them
 
 
 def roll_out(config: EnvironmentConfig, task: Task, act: Act, num: int, seed: int) -> Demonstrations:
@@ -40,8 +40,10 @@ def roll_out(config: EnvironmentConfig, task: Task, act: Act, num: int, seed: in
 
 
 def random_act(task: Task, seed: int) -> Act:
-    """Actions drawn evenly from the bounds."""
+    """Actions drawn evenly from the bounds, or from the choices."""
     rng = np.random.default_rng(seed)
+    if task.is_choice:
+        return lambda _: task.to_unit(np.asarray(rng.integers(task.action_size)))
     return lambda _: rng.uniform(-1.0, 1.0, task.action_size).astype(np.float32)
 
 

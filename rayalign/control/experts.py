@@ -1,4 +1,4 @@
-"""`rayalign control expert`: SAC on the true reward, its best policy, and the data that are rolled out from it."""
+"""`rayalign control expert`: a policy on the true reward, the best policy, and the data that are rolled out from it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rayalign.config.control import ControlConfig
 from rayalign.control.alternation import Alternation
 from rayalign.control.data import ControlData, observation_scale
 from rayalign.control.demonstrations import Demonstrations, save_demonstrations
-from rayalign.control.environments import look_at
+from rayalign.control.environments import Task
 from rayalign.control.evaluation import Act, measure_return, random_act, roll_out
 from rayalign.control.policies import SavedPolicy, save_network
 from rayalign.control.preferences import Preferences, save_preferences
-from rayalign.control.train import ControlRun, opened_run, run_folder
+from rayalign.control.train import ControlRun, opened_run, run_folder, task_of
 from rayalign.errors import UserError
 from rayalign.storage.aside import write_json
 
@@ -37,7 +37,7 @@ class Look:
 
 def make_expert(config: ControlConfig) -> Path:
     """Trains, keeps the best, and writes demonstrations, tiers and preferences into RUN/expert; returns that folder."""
-    task = look_at(config.environment)
+    task = task_of(config)
     if config.expert.num_preferences and config.expert.segment_length > task.horizon:
         raise UserError(
             f"expert.segment_length: {config.expert.segment_length} steps, and episodes of {task.environment} have "
@@ -67,7 +67,9 @@ def _train(run: ControlRun, random: Demonstrations) -> list[Look]:
                     looks.append(_look(run, alternation))
                     bar.update(note={"return": looks[-1].mean_return, "best": _best(looks).mean_return})
                     found = {f"policy/{name}": value for name, value in numbers.items()}
-                    run.tracker.log(STAGE, None, looks[-1].num_steps, found | {"true/return_mean": looks[-1].mean_return})
+                    run.tracker.log(
+                        STAGE, None, looks[-1].num_steps, found | {"true/return_mean": looks[-1].mean_return}
+                    )
             looks.append(_look(run, alternation))
     finally:
         alternation.close()
@@ -95,7 +97,7 @@ def _write(run: ControlRun, looks: list[Look], random: Demonstrations) -> Path:
     told: dict[str, dict[str, float]] = {}
     sources: list[Demonstrations] = [random]
     for number, (name, look) in enumerate(tiers.items()):
-        act = _noisy(look.policy.act, config.expert.action_noise, config.seed + number)
+        act = _noisy(look.policy.act, task, config.expert.action_noise, config.seed + number)
         episodes = roll_out(config.environment, task, act, config.expert.num_trajectories, FIRST_RESET)
         save_demonstrations(place / f"{name}.npz", episodes, task)
         told[name] = {"return_mean": episodes.mean_return(), "steps_trained": look.num_steps}
@@ -114,12 +116,17 @@ def _nearest(looks: list[Look], share: float) -> Look:
     return min(looks, key=lambda look: abs(look.mean_return - wanted))
 
 
-def _noisy(act: Act, noise: float, seed: int) -> Act:
+def _noisy(act: Act, task: Task, noise: float, seed: int) -> Act:
+    if not noise:
+        return act
     rng = np.random.default_rng(seed)
+    at_random = random_act(task, seed)
 
     def with_noise(observation: np.ndarray) -> np.ndarray:
+        if task.is_choice:
+            return at_random(observation) if rng.random() < noise else act(observation)
         action = act(observation)
-        return np.asarray(action + noise * rng.normal(size=action.shape), np.float32) if noise else action
+        return np.asarray(action + noise * rng.normal(size=action.shape), np.float32)
 
     return with_noise
 

@@ -62,21 +62,26 @@ def checked_numbers(path: Path, name: str, array: np.ndarray, shape: tuple[int |
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         place = ", ".join(str(index) for index in bad[0])
-        raise DataError(f"{path}: {name}[{place}] is {array[tuple(bad[0])]} ({len(bad)} such numbers); remove those rows")
+        raise DataError(
+            f"{path}: {name}[{place}] is {array[tuple(bad[0])]} ({len(bad)} such numbers); remove those rows"
+        )
     return np.asarray(array, dtype=np.float32)
 
 
 def unit_actions(
     path: Path, arrays: Arrays, names: Sequence[str], task: Task, shape: tuple[int | None, ...]
 ) -> list[np.ndarray]:
-    """The action arrays in [-1, 1], from the scale that the file is in: `action_scale`, or the environment's.
+    """The action arrays[*shape, A] as `Task` has them, from the scale that the file is in: `action_scale`, or the
+    environment's. Choices are whole numbers[*shape].
 
     Raises DataError for actions outside the bounds, and for those that look like [-1, 1] where the bounds are wider.
     """
+    if task.is_choice:
+        return [_choices(path, name, arrays[name], task, shape) for name in names]
     scale = str(arrays.get("action_scale", "environment"))
     if scale not in SCALES:
         raise DataError(f"{path}: action_scale is {scale!r}; it is one of {', '.join(SCALES)}")
-    found = [checked_numbers(path, name, arrays[name], shape) for name in names]
+    found = [checked_numbers(path, name, arrays[name], (*shape, task.action_size)) for name in names]
     low, high = (task.low, task.high) if scale == "environment" else (-np.ones_like(task.low), np.ones_like(task.high))
     for name, actions in zip(names, found, strict=True):
         _check_bounds(path, name, actions, low, high, scale, task)
@@ -84,6 +89,23 @@ def unit_actions(
         _check_scale(path, found, task)
         found = [task.to_unit(actions) for actions in found]
     return [np.clip(actions, -1.0, 1.0) for actions in found]
+
+
+def _choices(path: Path, name: str, array: np.ndarray, task: Task, shape: tuple[int | None, ...]) -> np.ndarray:
+    if array.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: {name} holds {array.dtype}, and an action of {task.environment} is a whole number from 0 to "
+            f"{task.action_size - 1}"
+        )
+    checked_numbers(path, name, array, shape)
+    outside = np.argwhere((array < 0) | (array >= task.action_size))
+    if len(outside):
+        place = tuple(outside[0])
+        raise DataError(
+            f"{path}: {name}[{', '.join(str(index) for index in place)}] is {array[place]}, and an action of "
+            f"{task.environment} is a whole number from 0 to {task.action_size - 1} ({len(outside)} such numbers)"
+        )
+    return task.to_unit(array)
 
 
 def _check_bounds(

@@ -17,25 +17,32 @@ from torch import Tensor
 
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import PREFERENCE, SEGMENT, SIDE
-from rayalign.objectives.control import (
-    clamped_frac,
-    discriminator_loss,
-    occupancy_gap_loss,
-    sac_loss,
-    segment_returns,
-)
+from rayalign.objectives.control import clamped_frac, discriminator_loss, occupancy_gap_loss, segment_returns
 from rayalign.objectives.reward import pair_accuracy, preference_loss
 
+POLICY = DEFAULT_MODULE_ID
 POLICY_SETTINGS, REWARD_SETTINGS = "policy", "reward"  # of learner_config_dict: see `RlSession`
 SKIPPED = "skipped_in_a_row"
 
 
-class RewardSacLearner(TorchLearner):
-    """SAC on a reward that is learned too; without a reward module, SAC on the environment's.
+class RewardedLearner(TorchLearner):
+    """A policy's learner whose reward is learned too; without a reward module it follows the environment's.
 
-    The loss is ours (`objectives/control.py`), not that of RLlib's SAC: one backward pass and one optimiser instead of
-    four, plain squared errors as in other libraries, and no statistics of each of the updates of a call.
+    Subclasses say what the policy's loss is. Of a call's updates the last one's numbers are reported.
     """
+
+    def policy_loss(
+        self, settings: dict[str, Any], batch: dict[str, Any], fwd_out: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of one batch, and what there is to see of it."""
+        raise NotImplementedError
+
+    def policy_parameters(self, module: Any, settings: dict[str, Any]) -> list[Any]:
+        """What the policy's optimiser moves."""
+        return [parameter for parameter in self.get_parameters(module) if parameter.requires_grad]
+
+    def after_policy_update(self) -> None:
+        """What follows each update of the policy."""
 
     def build(self) -> None:
         super().build()
@@ -45,10 +52,9 @@ class RewardSacLearner(TorchLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         settings = self.config.learner_config_dict[_settings_of(module_id)]
         module = self._module[module_id]
-        parameters = [p for p in self.get_parameters(module) if p.requires_grad]
-        if module_id == DEFAULT_MODULE_ID and not settings["learns_entropy_coef"]:
-            fixed = module.unwrapped().log_entropy_coef
-            parameters = [p for p in parameters if p is not fixed]
+        parameters = list(self.get_parameters(module))
+        if module_id == POLICY:
+            parameters = self.policy_parameters(module, settings)
         optimizer = torch.optim.Adam(parameters, weight_decay=settings["weight_decay"], fused=True)
         self.register_optimizer(
             module_id=module_id,
@@ -58,14 +64,13 @@ class RewardSacLearner(TorchLearner):
         )
 
     def _update(self, batch: dict[str, Any], **kwargs: Any) -> Any:
-        found = batch.get(DEFAULT_MODULE_ID)
-        if found is not None and REWARD in self._module:
+        found = batch.get(POLICY)
+        if found is not None and Columns.REWARDS in found and REWARD in self._module:
             reward = self._module[REWARD].unwrapped()
             found[Columns.REWARDS] = reward.paid(found[Columns.OBS], found[Columns.ACTIONS])
         result = super()._update(batch, **kwargs)
         if found is not None:
-            tau = self.config.learner_config_dict[POLICY_SETTINGS]["tau"]
-            self._module[DEFAULT_MODULE_ID].unwrapped().move_targets(tau)
+            self.after_policy_update()
         return result
 
     def compute_loss_for_module(
@@ -73,16 +78,9 @@ class RewardSacLearner(TorchLearner):
     ) -> Tensor:
         settings = self.config.learner_config_dict[_settings_of(module_id)]
         if module_id == REWARD:
-            loss, shown = reward_loss(fwd_out[Columns.REWARDS], batch[SIDE], batch[SEGMENT], settings)
+            loss, shown = ensemble_loss(fwd_out[Columns.REWARDS], batch[SIDE], batch[SEGMENT], settings)
         else:
-            loss, shown = sac_loss(
-                **fwd_out,
-                log_entropy_coef=self._module[module_id].unwrapped().log_entropy_coef,
-                rewards=batch[Columns.REWARDS],
-                terminated=batch[Columns.TERMINATEDS],
-                discount=settings["discount"],
-                target_entropy=settings["target_entropy"],
-            )
+            loss, shown = self.policy_loss(settings, batch, fwd_out)
         self._shown[module_id] = shown
         return loss
 
@@ -110,6 +108,17 @@ class RewardSacLearner(TorchLearner):
 
 def _settings_of(module_id: str) -> str:
     return REWARD_SETTINGS if module_id == REWARD else POLICY_SETTINGS
+
+
+def ensemble_loss(
+    rewards: Tensor, side: Tensor, segment: Tensor, settings: Mapping[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of `reward_loss` over the networks of rewards[E, R], and the means of what there is to see."""
+    losses, shown = zip(*(reward_loss(member, side, segment, settings) for member in rewards), strict=True)
+    means = {name: torch.stack([one[name] for one in shown]).mean() for name in shown[0]}
+    if len(rewards) > 1:
+        means["ensemble_std"] = rewards.detach().std(dim=0, correction=0).mean()
+    return torch.stack(losses).sum(), means
 
 
 def reward_loss(

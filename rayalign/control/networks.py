@@ -1,124 +1,80 @@
-"""The two RLModules of a run: SAC's networks as plain MLPs, and the reward beside them in the learner.
+"""The reward as an RLModule of the learner, and the networks side by side that it and SAC's critics are made of.
 
-RLlib's default critic is several times as wide as it says (separate encoders and fusion layers); these are what other
-libraries call SAC of the same sizes. Small networks spend their time between operations, not in them: both critics are
-one batched network, and what can be one pass is one.
+Small networks spend their time between operations, not in them: several of the same sizes are one batched network.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
-from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
-from rayalign.control.policies import scaled, sequential
+from rayalign.control.policies import ACTIVATIONS, scaled
 from rayalign.objectives.reward import DIVERGENCES
 
 REWARD = "reward"  # its module id
+REWARD_ACTIVATION = "tanh"
 
 
-class TwinCritics(nn.Module):
-    """Two Q networks of the same sizes [in, ..., 1], as one batched one."""
+class ParallelMlp(nn.Module):
+    """`num` networks of the same sizes [in, ..., 1], as one batched one, each begun as nn.Linear begins."""
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, num: int, sizes: Sequence[int], activation: str) -> None:
         super().__init__()
         pairs = list(zip(sizes, sizes[1:], strict=False))
-        self.weights = nn.ParameterList(nn.Parameter(_uniform((2, before, after), before)) for before, after in pairs)
-        self.biases = nn.ParameterList(nn.Parameter(_uniform((2, 1, after), before)) for before, after in pairs)
+        self.weights = nn.ParameterList(nn.Parameter(_uniform((num, before, after), before)) for before, after in pairs)
+        self.biases = nn.ParameterList(nn.Parameter(_uniform((num, 1, after), before)) for before, after in pairs)
+        self._num, self._activation = num, ACTIVATIONS[activation]
 
     def forward(self, inputs: Tensor, *, frozen: bool = False) -> Tensor:
-        """inputs[B, in] -> Q[2, B]; `frozen`: the gradient goes to the inputs only, as the actor's loss needs it."""
-        found = inputs.expand(2, *inputs.shape)
+        """inputs[B, in] -> [num, B]; `frozen`: the gradient goes to the inputs only, as an actor's loss needs it."""
+        found = inputs.expand(self._num, *inputs.shape)
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if number:
-                found = torch.relu(found)
+                found = self._activation(found)
             found = torch.baddbmm(bias.detach() if frozen else bias, found, weight.detach() if frozen else weight)
         return found.squeeze(-1)
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> Tensor:
-    """As nn.Linear begins."""
     return torch.empty(shape).uniform_(-1.0, 1.0) / math.sqrt(fan_in)
 
 
-class SacModule(TorchRLModule, InferenceOnlyAPI):
-    """Actor, two critics with their targets, and the entropy coefficient, which so is saved and averaged like the rest.
+class RewardModule(TorchRLModule):
+    """r(s) or r(s, a), of one network or the mean of several, in the learner only.
 
-    `model_config` holds `hidden`, `scale` and `entropy_coef`. On env runners there is the actor alone.
+    `model_config`: `hidden`, `scale`, `inputs`, `clamp`, `divergence`, `ensemble`, `pessimism`.
     """
 
     def setup(self) -> None:
-        hidden, scale = self.model_config["hidden"], self.model_config["scale"]
-        num_actions = self.action_space.shape[0]
-        self.action_dist_cls = TorchSquashedGaussian
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
-        self.actor = sequential([len(scale), *hidden, 2 * num_actions], nn.ReLU)
-        if self.inference_only:
-            return
-        self.critics = TwinCritics([len(scale) + num_actions, *hidden, 1])
-        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
-        self.log_entropy_coef = nn.Parameter(torch.tensor(math.log(self.model_config["entropy_coef"])))
-
-    def get_non_inference_attributes(self) -> list[str]:
-        return ["critics", "targets", "log_entropy_coef"]
-
-    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return {Columns.ACTION_DIST_INPUTS: self.actor(scaled(batch[Columns.OBS], self.scale))}
-
-    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """For B transitions: q[2, B] of the actions taken; q_actor[B] and logprob[B] of new actions; the same at the next
-        observations under the targets, without gradient: next_q[B], next_logprob[B]."""
-        now, later = scaled(batch[Columns.OBS], self.scale), scaled(batch[Columns.NEXT_OBS], self.scale)
-        actions, logprobs = TorchSquashedGaussian.from_logits(self.actor(torch.cat([now, later]))).rsample_and_logp()
-        num = len(now)
-        with torch.no_grad():
-            next_q = self.targets(torch.cat([later, actions[num:]], dim=-1)).amin(dim=0)
-        return {
-            "q": self.critics(torch.cat([now, batch[Columns.ACTIONS]], dim=-1)),
-            "q_actor": self.critics(torch.cat([now, actions[:num]], dim=-1), frozen=True).amin(dim=0),
-            "logprob": logprobs[:num],
-            "next_q": next_q,
-            "next_logprob": logprobs[num:].detach(),
-        }
-
-    def move_targets(self, tau: float) -> None:
-        """A step of the targets towards the critics."""
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), tau)
-
-
-class RewardModule(TorchRLModule):
-    """r(s) or r(s, a), in the learner only. `model_config`: `hidden`, `scale`, `inputs`, `clamp`, `divergence`."""
-
-    def setup(self) -> None:
         config = self.model_config
-        num_actions = self.action_space.shape[0] if config["inputs"] == "state_action" else 0
+        self._takes_actions = config["inputs"] == "state_action"
+        size = len(config["scale"]) + (config["action_size"] if self._takes_actions else 0)
         self.register_buffer("scale", torch.tensor(config["scale"], dtype=torch.float32))
-        self.layers = sequential([len(config["scale"]) + num_actions, *config["hidden"], 1], nn.Tanh)
-        self._takes_actions = num_actions > 0
-        self._clamp = config["clamp"]
+        self.members = ParallelMlp(config["ensemble"], [size, *config["hidden"], 1], REWARD_ACTIVATION)
+        self._clamp, self._pessimism = config["clamp"], config["pessimism"]
         self._paid = DIVERGENCES[config["divergence"]]
 
     def rewards(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """What the losses see: observations[B, O], actions[B, A] in [-1, 1] -> [B]."""
+        """What the losses see, of each of E networks: observations[B, O], actions[B, A] in [-1, 1] -> [E, B]."""
         found = scaled(observations, self.scale)
         if self._takes_actions:
             found = torch.cat([found, actions], dim=-1)
-        values: Tensor = self.layers(found).squeeze(-1)
+        values: Tensor = self.members(found)
         return values if self._clamp is None else values.clamp(-self._clamp, self._clamp)
 
     def paid(self, observations: Tensor, actions: Tensor) -> Tensor:
         """What the policy is paid, without gradient: [B]."""
         with torch.no_grad():
-            return self._paid(self.rewards(observations, actions))
+            paid = self._paid(self.rewards(observations, actions))
+            if not self._pessimism:
+                return paid.mean(dim=0)
+            return paid.mean(dim=0) - self._pessimism * paid.std(dim=0, correction=0)
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return {Columns.REWARDS: self.rewards(batch[Columns.OBS], batch[Columns.ACTIONS])}

@@ -13,7 +13,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from rayalign.control.environments import Task
 from rayalign.errors import UserError
@@ -32,7 +31,8 @@ def scaled(observations: Tensor, scale: Tensor) -> Tensor:
 class Network:
     """Linear layers over scaled observations, and actions where it takes them.
 
-    `tensors` holds `scale`, and `layers.N.weight` and `layers.N.bias` as in an nn.Sequential with activations between.
+    `tensors` holds `scale`, and `layers.N.weight` and `layers.N.bias` as in an nn.Sequential with activations between; an
+    ensemble's are stacked, and its value is the mean.
     """
 
     tensors: Mapping[str, Tensor]
@@ -49,22 +49,26 @@ class Network:
         for number in numbers:
             if number:
                 found = ACTIVATIONS[self.activation](found)
-            found = linear(found, self.tensors[f"layers.{number}.weight"], self.tensors[f"layers.{number}.bias"])
+            weight, bias = self.tensors[f"layers.{number}.weight"], self.tensors[f"layers.{number}.bias"]
+            found = found @ weight.mT + bias.unsqueeze(-2)
         if self.clamp is not None:
             found = found.clamp(-self.clamp, self.clamp)
-        return np.asarray(found.numpy())
+        return np.asarray((found.mean(dim=0) if found.ndim > 2 else found).numpy())
 
 
 @dataclass(frozen=True)
 class SavedPolicy:
-    """A deterministic policy: the mean of the squashed Gaussian that was trained."""
+    """A deterministic policy: the mean of the squashed Gaussian that was trained, or the likeliest choice."""
 
     network: Network
+    is_choice: bool
 
     def act(self, observation: np.ndarray) -> np.ndarray:
-        """observation[O] -> action[A] in [-1, 1]."""
-        means = self.network(observation[None])[0]
-        return np.asarray(np.tanh(means[: len(means) // 2]), dtype=np.float32)
+        """observation[O] -> action[A], as `Task` has them."""
+        found = self.network(observation[None])[0]
+        if self.is_choice:
+            return np.eye(len(found), dtype=np.float32)[found.argmax()]
+        return np.asarray(np.tanh(found[: len(found) // 2]), dtype=np.float32)
 
 
 def save_network(path: Path, network: Network, task: Task) -> None:
@@ -107,6 +111,21 @@ def network_of(
             layers.setdefault(int(place_text), {})[part] = _tensor(value)
     for place, parts in enumerate(layers[number] for number in sorted(layers)):
         found |= {f"layers.{place}.{part}": tensor for part, tensor in parts.items()}
+    return Network(found, activation, takes_actions, clamp)
+
+
+def parallel_network_of(
+    weights: Mapping[str, Any], activation: str, *, takes_actions: bool, clamp: float | None
+) -> Network:
+    """The network, or the ensemble, that lies under `members` (a `ParallelMlp`), beside its `scale`."""
+    found = {"scale": _tensor(weights["scale"])}
+    num = sum(name.startswith("members.weights.") for name in weights)
+    for number in range(num):
+        weight = _tensor(weights[f"members.weights.{number}"]).mT
+        bias = _tensor(weights[f"members.biases.{number}"]).squeeze(-2)
+        alone = len(weight) == 1
+        found[f"layers.{number}.weight"] = (weight[0] if alone else weight).contiguous()
+        found[f"layers.{number}.bias"] = bias[0] if alone else bias
     return Network(found, activation, takes_actions, clamp)
 
 

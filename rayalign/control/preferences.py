@@ -53,7 +53,7 @@ def load_preferences(path: Path, task: Task, num: int | None = None) -> Preferen
         for side in SIDES
     ]
     names = [f"{side}_actions" for side in SIDES]
-    actions = unit_actions(path, arrays, names, task, (*shape, task.action_size))
+    actions = unit_actions(path, arrays, names, task, shape)
     if num is not None and num > shape[0]:
         raise DataError(f"{path}: has {shape[0]} pairs, and preferences.num asks for {num}")
     whole = Preferences(np.stack(observations, axis=1), np.stack(actions, axis=1))

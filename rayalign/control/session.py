@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from ray.rllib.algorithms.sac import SACConfig
-from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -25,16 +25,29 @@ from ray.tune.registry import register_env
 
 from rayalign.config.control import ControlConfig
 from rayalign.control.environments import HORIZON_REASON, Task, make_environment
-from rayalign.control.learner import POLICY_SETTINGS, REWARD_SETTINGS, SKIPPED, RewardSacLearner
-from rayalign.control.networks import REWARD, RewardModule, SacModule
+from rayalign.control.learner import POLICY, POLICY_SETTINGS, REWARD_SETTINGS, SKIPPED, RewardedLearner
+from rayalign.control.networks import REWARD, RewardModule
+from rayalign.control.ppo import PpoLearner, PpoModule
+from rayalign.control.sac import SacLearner, SacModule
 from rayalign.errors import Diverged, UserError, WorkerLost
 
 ENVIRONMENT = "rayalign-control"
 SKIPS_ALLOWED = 3
-POLICY = DEFAULT_MODULE_ID
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A policy's networks and their learner."""
+
+    module: type[SacModule] | type[PpoModule]
+    learner: type[RewardedLearner]
+
+
+ALGORITHMS = {"sac": Algorithm(SacModule, SacLearner), "ppo": Algorithm(PpoModule, PpoLearner)}
+OF_REWARD_MODULE = {"hidden", "inputs", "clamp", "divergence", "ensemble", "pessimism"}
 SAMPLE_TIMEOUT_S = 600.0
 METRICS = {
-    DEFAULT_MODULE_ID: ("critic_loss", "q_mean", "entropy", "entropy_coef"),
+    POLICY: ("critic_loss", "q_mean", "entropy", "entropy_coef", "clipped_frac", "kl_from_sampler"),
     REWARD: (
         "margin_demo_minus_agent",
         "demo_mean",
@@ -42,6 +55,7 @@ METRICS = {
         "preference_nll",
         "preference_accuracy",
         "clamped_frac",
+        "ensemble_std",
     ),
 }
 
@@ -111,7 +125,7 @@ class RlSession:
 
     def _piece(self, episode: Any, random: bool) -> dict[str, np.ndarray]:
         observations = np.asarray(episode.get_observations(), np.float32)
-        actions = np.asarray(episode.get_actions(), np.float32).reshape(len(episode), -1)
+        actions = np.asarray(episode.get_actions())
         ended = np.zeros(len(episode), np.float32)
         ended[-1] = episode.is_terminated
         if episode.is_terminated and not self.task.allow_variable_horizon:
@@ -119,15 +133,26 @@ class RlSession:
         return {
             "obs": observations[:-1],
             "new_obs": observations[1:],
-            # RLlib keeps the policy's own actions, but random ones in the environment's scale.
-            "actions": np.clip(self.task.to_unit(actions), -1, 1) if random else actions,
+            "actions": self._seen(actions, random),
             "rewards": np.asarray(episode.get_rewards(), np.float32),
             "terminateds": ended,
         }
 
+    def _seen(self, actions: np.ndarray, random: bool) -> np.ndarray:
+        """As networks see them. RLlib keeps the policy's own in [-1, 1], but random ones in the environment's scale."""
+        if self.task.is_choice:
+            return self.task.to_unit(actions)
+        vectors = np.asarray(actions, np.float32).reshape(len(actions), -1)
+        return np.clip(self.task.to_unit(vectors), -1, 1) if random else vectors
+
+    def advantage_rows(self, pieces: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """PPO's rows of the steps of `sample`, under the newest reward and critic, which all learners have alike."""
+        found = self._learners.foreach_learner(lambda learner: learner.advantage_rows(pieces))
+        return dict(next(iter(found)).get())
+
     def update_policy(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """SAC updates on rows of several batches: as many as `batch_size` goes into them, in one call."""
-        return self._update(DEFAULT_MODULE_ID, rows, self._policy.batch_size // self._num_learners)
+        """Updates on rows of several batches: as many as `batch_size` goes into them, in one call."""
+        return self._update(POLICY, rows, self._policy.batch_size // self._num_learners)
 
     def update_reward(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         """One step of the reward on the rows of `reward_rows`."""
@@ -148,7 +173,7 @@ class RlSession:
 
     def push_weights(self) -> None:
         """Gives the env runners the newest policy."""
-        weights = self.weights(DEFAULT_MODULE_ID)
+        weights = self.weights(POLICY)
         if self._local is not None:
             self._local.set_state({"rl_module": weights})
         else:
@@ -206,7 +231,7 @@ def _algorithm_config(
         .learners(
             num_learners=placement.num_learners,
             num_gpus_per_learner=placement.gpus_per_learner,
-            learner_class=RewardSacLearner,
+            learner_class=ALGORITHMS[policy.algorithm].learner,
             learner_config_dict=settings,
         )
         .rl_module(rl_module_spec=_modules(config, task, scale, learned=coefficients is not None))
@@ -220,21 +245,22 @@ def _modules(config: ControlConfig, task: Task, scale: np.ndarray, *, learned: b
     spaces: dict[str, Any] = {"observation_space": _box(task, task.observation_size), "action_space": _bounds(task)}
     shared = [float(number) for number in scale]
     coef = config.policy.initial_entropy_coef if config.policy.entropy_coef == "auto" else config.policy.entropy_coef
-    policy = {"hidden": list(config.policy.hidden), "scale": shared, "entropy_coef": coef}
-    specs = {DEFAULT_MODULE_ID: RLModuleSpec(module_class=SacModule, model_config=policy, **spaces)}
+    sizes = {"scale": shared, "action_size": task.action_size}
+    policy = {"hidden": list(config.policy.hidden), "entropy_coef": coef} | sizes
+    specs = {POLICY: RLModuleSpec(module_class=ALGORITHMS[config.policy.algorithm].module, model_config=policy, **spaces)}
     if learned:
-        settings = config.reward.model_dump(include={"hidden", "inputs", "clamp", "divergence"}) | {"scale": shared}
+        settings = config.reward.model_dump(include=OF_REWARD_MODULE) | sizes
         specs[REWARD] = RLModuleSpec(module_class=RewardModule, model_config=settings, learner_only=True, **spaces)
     return MultiRLModuleSpec(rl_module_specs=specs)
 
 
 def _policy_settings(config: ControlConfig, task: Task) -> dict[str, Any]:
     policy = config.policy
-    return {
-        "discount": policy.discount,
+    shared = {"discount": policy.discount, "learning_rate": policy.learning_rate, "weight_decay": 0.0}
+    if policy.algorithm == "ppo":
+        return shared | policy.ppo.model_dump(exclude={"epochs"})
+    return shared | {
         "tau": policy.tau,
-        "learning_rate": policy.learning_rate,
-        "weight_decay": 0.0,
         "learns_entropy_coef": policy.entropy_coef == "auto",
         "target_entropy": -float(task.action_size),
     }
@@ -261,8 +287,10 @@ def _box(task: Task, size: int) -> Any:
 
 
 def _bounds(task: Task) -> Any:
-    from gymnasium.spaces import Box
+    from gymnasium.spaces import Box, Discrete
 
+    if task.is_choice:
+        return Discrete(task.action_size)
     return Box(task.low.astype(np.float32), task.high.astype(np.float32), dtype=np.float32)
 
 
@@ -271,5 +299,3 @@ def _number(value: Any) -> float:
     if hasattr(value, "peek"):
         value = value.peek()
     return float(value)
-
-

@@ -53,7 +53,7 @@ def train(config: ControlConfig) -> Path:
     Raises UserError for what the user can mend, RayalignError for what failed on the way.
     """
     folder = run_folder(config)
-    task = look_at(config.environment)
+    task = task_of(config)
     data = load_data(config, task)
     if (folder / RESULTS_FILE).exists() and config.resume == "auto":
         ControlCheckpoints(config, folder).check_finished()
@@ -66,6 +66,17 @@ def train(config: ControlConfig) -> Path:
     return folder
 
 
+def task_of(config: ControlConfig) -> Task:
+    """The config's task. Raises UserError for one that its algorithm cannot act in."""
+    task = look_at(config.environment)
+    if task.is_choice and config.policy.algorithm == "sac" and config.method != "behaviour_cloning":
+        raise UserError(
+            f"policy.algorithm: actions of {task.environment} are choices among {task.action_size}, and SAC gives vectors; "
+            "set it to ppo, with fragment: 2048"
+        )
+    return task
+
+
 def run_folder(config: ControlConfig) -> Path:
     """Where a run writes."""
     return Path(config.run_dir).expanduser().absolute() / config.name
@@ -75,7 +86,7 @@ def evaluate(config: ControlConfig) -> dict[str, Any]:
     """Measures the networks of a finished run again, with the config's `evaluation`. Raises UserError without a run."""
     folder = run_folder(config)
     task = look_at(config.environment)
-    policy = SavedPolicy(load_network(folder / POLICY_FILE, task))
+    policy = SavedPolicy(load_network(folder / POLICY_FILE, task), task.is_choice)
     reward_file = folder / REWARD_FILE
     reward = load_network(reward_file, task) if reward_file.exists() else None
     return evaluate_networks(config, task, policy, reward, load_data(config, task))
@@ -154,7 +165,9 @@ def run_rounds(run: ControlRun, alternation: Alternation) -> None:
             if is_last:
                 break
             if stopping:
-                raise Stopped(f"asked to stop after round {number}, which is saved; the same command goes on from there")
+                raise Stopped(
+                    f"asked to stop after round {number}, which is saved; the same command goes on from there"
+                )
 
 
 def _round(alternation: Alternation, bar: Bar, clock: Clock) -> dict[str, float]:
@@ -193,7 +206,8 @@ def _clone(run: ControlRun) -> SavedPolicy:
             bar.update(advance=1, note={"loss": loss})
             run.tracker.log(STAGE, None, epoch, {"policy/cloning_loss": loss})
 
-        return SavedPolicy(clone(demonstrations, run.config.policy, scale, run.config.seed, tell))
+        network = clone(demonstrations, run.task, run.config.policy, scale, run.config.seed, tell)
+        return SavedPolicy(network, run.task.is_choice)
 
 
 def _results(run: ControlRun, policy: SavedPolicy, reward: Network | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the two sides differ in number.
 import torch
 from torch import Tensor
 
+from rayalign.objectives.policy import clipped_policy_loss
 from rayalign.objectives.reward import logistic_loss
 
 
@@ -82,3 +83,32 @@ def sac_loss(
         "entropy_coef": coef,
     }
     return critic + actor + entropy, metrics
+
+
+def ppo_loss(
+    *,
+    logprob: Tensor,
+    old_logprob: Tensor,
+    advantages: Tensor,
+    values: Tensor,
+    returns: Tensor,
+    entropy: Tensor,
+    clip: float,
+    value_coef: float,
+    entropy_coef: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Proximal policy optimisation on B steps, all [B]: the mean of actor's and critic's loss less entropy, and metrics.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 9, with half the squared error of the values.
+    """
+    surrogate, num_clipped = clipped_policy_loss(logprob, old_logprob, advantages, clip_low=clip, clip_high=clip)
+    critic = 0.5 * (values - returns).square().mean()
+    loss = surrogate / len(logprob) + value_coef * critic - entropy_coef * entropy.mean()
+    log_ratios = (logprob - old_logprob).detach()
+    metrics = {
+        "critic_loss": critic.detach(),
+        "entropy": entropy.detach().mean(),
+        "clipped_frac": num_clipped / len(logprob),
+        "kl_from_sampler": (torch.expm1(log_ratios) - log_ratios).mean(),
+    }
+    return loss, metrics

@@ -10,6 +10,7 @@ from rayalign.config.load import dump_config
 from rayalign.control.commands import load_control
 from rayalign.control.data import coefficients, load_data
 from rayalign.control.environments import look_at
+from rayalign.control.train import task_of
 from rayalign.errors import ConfigError, DataError, UserError
 from tests.control.conftest import MakeConfig
 
@@ -18,7 +19,9 @@ FILES = sorted((REPOSITORY / "configs" / "control").glob("*.yaml"))
 
 
 def test_there_are_configs_to_start_from() -> None:
-    assert {path.stem for path in FILES} >= {"pendulum", "hopper", "halfcheetah"}
+    environments = {"pendulum", "cartpole", "hopper", "halfcheetah", "walker2d", "ant"}
+    methods = {f"pendulum-{name}" for name in ("aihf", "two-stage", "preferences", "gail", "airl", "cloning", "ensemble")}
+    assert {path.stem for path in FILES} == environments | methods
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -32,7 +35,7 @@ def test_printed_it_is_the_same_config(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_its_environment_is_there(file: Path) -> None:
     pytest.importorskip("mujoco")
-    assert look_at(load_control(file).environment).horizon in (200, 1000)
+    assert task_of(load_control(file)).horizon in (200, 500, 1000)
 
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -46,6 +49,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     "best": (["checkpoints.best=true/return_mean"], "checkpoints.best: control runs have none"),
     "mirror": (["checkpoints.mirror=s3://bucket/runs"], "checkpoints.mirror: control runs have none"),
     "layers": (["policy.hidden=[]"], "policy.hidden"),
+    "pessimism": (["reward.pessimism=1"], "one network has no deviation; set ensemble to 2 or more"),
+    "ppo's": (["policy.ppo={clip: 0.1}"], "ppo: sac does not read it"),
+    "sac's": (["policy.algorithm=ppo", "policy.fragment=2048", "policy.tau=0.1"], "tau: ppo does not read it"),
+    "fragment": (["policy.algorithm=ppo", "policy.fragment=100"], "from a fragment of 100 steps; raise fragment"),
+    "round": (["policy.algorithm=ppo", "policy.fragment=2048"], "200 is less than PPO's fragment of 2048"),
     "batch": (["policy.batch_size=100", "placement.num_learners=3"], "policy.batch_size"),
 }
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
 from rayalign.config.control import EnvironmentConfig
-from rayalign.control.demonstrations import load_demonstrations
+from rayalign.control.demonstrations import load_demonstrations, save_demonstrations
 from rayalign.control.environments import Task, look_at
 from rayalign.control.preferences import load_preferences
 from rayalign.errors import DataError, UserError
@@ -142,9 +143,19 @@ BAD_ENVIRONMENTS: dict[str, tuple[dict[str, object], str]] = {
     "namespace": ({"id": "nowhere/Pendulum-v1"}, "environment.id"),
     "near": ({"id": "Pendulm-v1"}, "did you mean Pendulum-v1"),
     "options": ({"id": "Pendulum-v1", "options": {"gravity": 10}}, "environment.options: Pendulum-v1"),
-    "discrete": ({"id": "CartPole-v1"}, "only vectors with bounds"),
+    "several choices": ({"id": "rayalign-tests/Buttons-v0"}, "only vectors with bounds, and choices numbered from 0"),
     "scale": ({"id": "Pendulum-v1", "observation_scale": [1.0]}, "observation_scale: 1 numbers"),
 }
+
+
+class Buttons(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Several choices at once, which no policy here gives."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+    action_space = gymnasium.spaces.MultiDiscrete([2, 3])
+
+
+gymnasium.register("rayalign-tests/Buttons-v0", Buttons, max_episode_steps=10)
 
 
 @pytest.mark.parametrize("case", BAD_ENVIRONMENTS)
@@ -163,6 +174,52 @@ def test_a_horizon_that_varies_is_refused_unless_asked_for() -> None:
     assert look_at(EnvironmentConfig(id="Hopper-v5", allow_variable_horizon=True)).horizon == 1000
     assert look_at(EnvironmentConfig(id="Hopper-v5", options={"terminate_when_unhealthy": False})).horizon == 1000
     assert look_at(EnvironmentConfig(id="HalfCheetah-v5")).horizon == 1000
+
+
+@pytest.fixture(scope="module")
+def cartpole() -> Task:
+    return look_at(EnvironmentConfig(id="CartPole-v1", allow_variable_horizon=True))
+
+
+def write_choices(path: Path, **changes: object) -> Path:
+    """Two episodes of CartPole-v1, of 3 and 2 steps, with what was observed after the last action of each."""
+    arrays = {
+        "observations": np.arange(28, dtype=np.float32).reshape(7, 4),
+        "actions": np.array([0, 1, 1, 0, 1]),
+        "lengths": np.array([3, 2]),
+    }
+    np.savez(path, **(arrays | {name: np.asarray(value) for name, value in changes.items()}))
+    return path
+
+
+def test_choices_are_whole_numbers_in_the_file_and_marked_places_in_memory(tmp_path: Path, cartpole: Task) -> None:
+    read = load_demonstrations(write_choices(tmp_path / "c.npz"), cartpole)
+    assert read.actions.tolist() == [[1, 0], [0, 1], [0, 1], [1, 0], [0, 1]]
+    assert read.observations[:, 0].tolist() == [0, 4, 8, 16, 20]  # without 12 and 24, after which nothing was done
+    save_demonstrations(tmp_path / "again.npz", read, cartpole)
+    again = load_demonstrations(tmp_path / "again.npz", cartpole)
+    assert np.array_equal(again.actions, read.actions) and np.array_equal(again.observations, read.observations)
+
+
+@pytest.mark.parametrize(
+    ("actions", "told"),
+    [
+        ([0, 1, 2, 0, 1], r"actions\[2\] is 2, and an action of CartPole-v1 is a whole number from 0 to 1 \(1 such"),
+        ([0, 1, 0.5, 0, 1], "actions holds float64, and an action of CartPole-v1 is a whole number from 0 to 1"),
+        ([[0, 1]] * 5, r"actions has shape \(5, 2\), expected \(5\)"),
+    ],
+)
+def test_what_is_no_choice(tmp_path: Path, cartpole: Task, actions: object, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        load_demonstrations(write_choices(tmp_path / "c.npz", actions=actions), cartpole)
+
+
+def test_the_horizon_is_checked_of_the_episodes_that_are_asked_for(tmp_path: Path, task: Task) -> None:
+    path = changed(write_demonstrations(tmp_path / "d.npz", 2), put("lengths", [200, 150]))
+    path = changed(path, lambda arrays: [put(n, arrays[n][:350])(arrays) for n in ("observations", "actions", "rewards")])
+    assert load_demonstrations(path, task, 1).num == 1
+    with pytest.raises(DataError, match="episodes are of 150 to 200 steps"):
+        load_demonstrations(path, task)
 
 
 @pytest.mark.data

@@ -14,11 +14,12 @@ from rayalign.control.alternation import Alternation
 from rayalign.control.checkpoints import packed, unpacked
 from rayalign.control.data import coefficients, load_data, observation_scale
 from rayalign.control.environments import look_at
+from rayalign.control.learner import REWARD_SETTINGS, reward_loss
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import Steps, reward_rows
 from rayalign.control.session import POLICY
 from rayalign.errors import Diverged, UserError
-from rayalign.objectives.control import sac_loss
+from rayalign.objectives.control import ppo_loss, sac_loss
 from tests.control.conftest import MakeConfig
 from tests.control.worlds import some_preferences
 
@@ -147,6 +148,84 @@ def test_sac_loss_by_hand() -> None:
     assert log_coef.grad is not None and log_coef.grad.item() == pytest.approx(1.0)
 
 
+def test_ppo_loss_by_hand() -> None:
+    """One step whose ratio is clipped and one whose is not."""
+    loss, shown = ppo_loss(
+        logprob=torch.log(torch.tensor([0.6, 0.5])),
+        old_logprob=torch.log(torch.tensor([0.4, 0.5])),
+        advantages=torch.tensor([1.0, -2.0]),
+        values=torch.tensor([1.0, 0.0]),
+        returns=torch.tensor([0.0, 2.0]),
+        entropy=torch.tensor([0.5, 0.7]),
+        clip=0.2,
+        value_coef=0.5,
+        entropy_coef=0.1,
+    )
+    assert loss.item() == pytest.approx(-(1.2 - 2.0) / 2 + 0.5 * 0.5 * (1 + 4) / 2 - 0.1 * 0.6, rel=1e-5)
+    assert shown["clipped_frac"].item() == 0.5
+    assert shown["kl_from_sampler"].item() == pytest.approx((1.5 - 1 - np.log(1.5)) / 2, rel=1e-5)
+
+
+def test_ppo_sees_the_newest_reward_and_goes_on_where_an_episode_does(small: MakeConfig) -> None:
+    """Advantages against the formula: rewards of the reward network, and the critic's value after what is cut off."""
+    policy = {"algorithm": "ppo", "warmup_steps": 400, "fragment": 40, "ppo": {"gae_lambda": 0.9}, "discount": 0.8}
+    alternation = begin(small(policy=policy))
+    try:
+        pieces = alternation.session.sample(40)
+        pieces.append({name: array.copy() for name, array in pieces[0].items()} | {"terminateds": np.ones(40, np.float32)})
+        module = learner_of(alternation)._module[POLICY].unwrapped()
+        wanted, values_to_go = [], []
+        for piece, goes_on in zip(pieces, (1.0, 0.0), strict=True):
+            paid = alternation.reward()(piece["obs"], piece["actions"])[:, 0]
+            with torch.no_grad():
+                values = module.values(torch.from_numpy(np.concatenate([piece["obs"], piece["new_obs"][-1:]]))).numpy()
+            values[-1] *= goes_on
+            advantage, found = 0.0, []
+            for step in reversed(range(40)):
+                advantage = paid[step] + 0.8 * values[step + 1] - values[step] + 0.8 * 0.9 * advantage
+                found.append(advantage)
+            wanted += found[::-1]
+            values_to_go += [a + v for a, v in zip(found[::-1], values, strict=False)]
+        rows = alternation.session.advantage_rows(pieces)
+        whitened = (np.array(wanted) - np.mean(wanted)) / np.std(wanted)
+        assert np.abs(rows["advantages"] - whitened).max() < 1e-4
+        assert np.abs(rows["returns"] - values_to_go).max() < 1e-4
+        taken = module.logprobs(torch.from_numpy(rows["obs"]), torch.from_numpy(rows["actions"]))
+        assert np.abs(rows["old_logprob"] - taken.detach().numpy()).max() < 1e-6
+    finally:
+        alternation.close()
+
+
+def test_an_ensemble_is_its_members_each_on_its_own(small: MakeConfig) -> None:
+    """Each network's gradient is that of its own loss; the policy is paid their mean less the deviation."""
+    alternation = begin(small(method="aihf", reward={"ensemble": 3, "pessimism": 2.0}))
+    try:
+        module = learner_of(alternation)._module[REWARD].unwrapped()
+        steps = alternation.replay.newest(30)
+        observations, actions = torch.from_numpy(steps.observations), torch.from_numpy(steps.actions)
+        each = module.rewards(observations, actions).detach()
+        assert each.shape == (3, 30) and each.std(dim=0).min() > 0
+        expected = each.mean(dim=0) - 2.0 * each.std(dim=0, correction=0)
+        assert torch.allclose(module.paid(observations, actions), expected, atol=1e-6)
+        saved = alternation.reward()
+        assert np.abs(saved(steps.observations, steps.actions)[:, 0] - each.mean(dim=0).numpy()).max() < 1e-6
+        data = load_data(alternation.config, alternation.task)
+        assert data.demonstrations is not None
+        demos = Steps(data.demonstrations.observations, data.demonstrations.actions)
+        rows = reward_rows(demos, steps, data.preferences)
+        table = {name: torch.from_numpy(array) for name, array in rows.items()}
+        settings = alternation.session._learners._learner.config.learner_config_dict[REWARD_SETTINGS]
+        found, first = module.rewards(table["obs"], table["actions"]), module.members.weights[0]
+        alone = [reward_loss(member, table["side"], table["segment"], settings)[0] for member in found]
+        expected = [torch.autograd.grad(loss, first, retain_graph=True)[0] for loss in alone]
+        for number, gradient in enumerate(expected):
+            assert gradient[number].abs().max() > 0 and gradient.abs().sum() == gradient[number].abs().sum()
+        alternation.session.update_reward(rows)
+        assert torch.allclose(first.grad, torch.stack(expected).sum(dim=0), rtol=1e-4, atol=1e-6)
+    finally:
+        alternation.close()
+
+
 def test_what_is_not_finite_is_never_stepped_on(aihf: Alternation) -> None:
     rows = aihf.replay.sample(32, np.random.default_rng(0))
     bad = rows | {"obs": np.full_like(rows["obs"], np.nan)}
@@ -191,7 +270,7 @@ def test_state_comes_back_without_pickle(small: MakeConfig) -> None:
             assert same(first.session.weights(module), second.session.weights(module))
         for alternation in (first, second):
             torch.manual_seed(0)
-            alternation._updates(20)
+            alternation.session.update_policy(alternation._replayed_rows(20))
             alternation.reward_steps()
         for module in (POLICY, REWARD):
             assert same(first.session.weights(module), second.session.weights(module))

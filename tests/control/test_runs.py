@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rayalign.config.control import ControlConfig
+from rayalign.control.commands import load_control
 from rayalign.control.demonstrations import load_demonstrations
 from rayalign.control.environments import look_at
 from rayalign.control.experts import make_expert
@@ -22,11 +23,15 @@ from tests.conftest import run_rayalign
 from tests.control.conftest import MakeConfig
 from tests.control.worlds import write_demonstrations
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+# Of `small`'s policy, without what only SAC reads.
+PPO = {"algorithm": "ppo", "fragment": 40, "warmup_steps": 400, "ppo": {"epochs": 2}}
 METHODS: dict[str, dict[str, Any]] = {
     "ml_irl": {"method": "ml_irl"},
     "state only": {"method": "ml_irl", "reward": {"inputs": "state"}},
@@ -34,6 +39,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "preferences": {"method": "preferences"},
     "gail": {"method": "ml_irl", "reward": {"loss": "logistic", "divergence": "jensen_shannon_softplus"}},
     "airl": {"method": "ml_irl", "reward": {"loss": "logistic"}},
+    "ensemble": {"method": "aihf", "reward": {"ensemble": 3, "pessimism": 0.5}},
+    "ppo": {"policy": PPO},
 }
 
 
@@ -47,6 +54,8 @@ def test_each_method_runs_and_leaves_its_networks(name: str, small: MakeConfig) 
     assert {"policy/critic_loss", "true/return_mean", "env_steps"} <= set(last)
     assert ("reward/margin_demo_minus_agent" in last) == (config.uses_demonstrations)
     assert ("reward/preference_accuracy" in last) == config.uses_preferences
+    assert ("policy/kl_from_sampler" in last) == (name == "ppo")
+    assert ("reward/ensemble_std" in last) == (name == "ensemble")
     results = json.loads((folder / "results.json").read_text())
     assert len(results["returns"]) == 2 and results["method"] == config.method
     reward = load_network(folder / "reward.safetensors", task)
@@ -134,6 +143,28 @@ def test_the_command_line(small: MakeConfig, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
     missing = run_rayalign("control", "evaluate", str(file), "name=other")
     assert missing.returncode == 2 and "is the run finished?" in missing.stderr
+
+
+def test_choices(tmp_path: Path) -> None:
+    """CartPole-v1: an expert by PPO, a reward from its data, a clone; SAC is refused with what to set."""
+    overrides = [
+        f"run_dir={tmp_path}",
+        f"demonstrations.path={tmp_path}/cartpole/expert/demonstrations.npz",
+        f"preferences.path={tmp_path}/cartpole/expert/preferences.npz",
+        "policy.fragment=256",
+        "policy.steps_per_round=256",
+        "rounds=2",
+        "evaluation={every: 2, num_episodes: 2}",
+        "expert={steps: 512, evaluate_every: 256, num_trajectories: 10, num_preferences: 10, segment_length: 5}",
+        "telemetry={tensorboard: false, progress: false}",
+    ]
+    file = REPOSITORY / "configs" / "control" / "cartpole.yaml"
+    make_expert(load_control(file, overrides))
+    for number, method in enumerate(("aihf", "behaviour_cloning")):
+        folder = train(load_control(file, [*overrides, f"name=run{number}", f"method={method}"]))
+        assert 5 < json.loads((folder / "results.json").read_text())["return_mean"] <= 500
+    with pytest.raises(UserError, match="actions of CartPole-v1 are choices among 2, .*set it to ppo"):
+        train(load_control(file, [*overrides, "name=sac", "policy.algorithm=sac", "policy.ppo={}"]))
 
 
 def test_a_limit_of_time_ends_a_run_with_its_networks(small: MakeConfig) -> None:

@@ -1,0 +1,97 @@
+"""SAC on RLlib: its networks as plain MLPs, and its learner.
+
+RLlib's default critic is several times as wide as it says (separate encoders and fusion layers); these are what other
+libraries call SAC of the same sizes. The loss is ours (`objectives/control.py`) too, not that of RLlib's SAC: one backward
+pass and one optimiser instead of four, plain squared errors as in other libraries.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from torch import Tensor, nn
+
+from rayalign.control.learner import POLICY, POLICY_SETTINGS, RewardedLearner
+from rayalign.control.networks import ParallelMlp
+from rayalign.control.policies import scaled, sequential
+from rayalign.objectives.control import sac_loss
+
+
+class SacModule(TorchRLModule, InferenceOnlyAPI):
+    """Actor, two critics with their targets, and the entropy coefficient, which so is saved and averaged like the rest.
+
+    `model_config` holds `hidden`, `scale` and `entropy_coef`. On env runners there is the actor alone.
+    """
+
+    activation = "relu"
+
+    def setup(self) -> None:
+        hidden, scale = self.model_config["hidden"], self.model_config["scale"]
+        num_actions = self.action_space.shape[0]
+        self.action_dist_cls = TorchSquashedGaussian
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        self.actor = sequential([len(scale), *hidden, 2 * num_actions], nn.ReLU)
+        if self.inference_only:
+            return
+        self.critics = ParallelMlp(2, [len(scale) + num_actions, *hidden, 1], self.activation)
+        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_entropy_coef = nn.Parameter(torch.tensor(math.log(self.model_config["entropy_coef"])))
+
+    def get_non_inference_attributes(self) -> list[str]:
+        return ["critics", "targets", "log_entropy_coef"]
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTION_DIST_INPUTS: self.actor(scaled(batch[Columns.OBS], self.scale))}
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """For B transitions: q[2, B] of the actions taken; q_actor[B] and logprob[B] of new actions; the same at the next
+        observations under the targets, without gradient: next_q[B], next_logprob[B]."""
+        now, later = scaled(batch[Columns.OBS], self.scale), scaled(batch[Columns.NEXT_OBS], self.scale)
+        actions, logprobs = TorchSquashedGaussian.from_logits(self.actor(torch.cat([now, later]))).rsample_and_logp()
+        num = len(now)
+        with torch.no_grad():
+            next_q = self.targets(torch.cat([later, actions[num:]], dim=-1)).amin(dim=0)
+        return {
+            "q": self.critics(torch.cat([now, batch[Columns.ACTIONS]], dim=-1)),
+            "q_actor": self.critics(torch.cat([now, actions[:num]], dim=-1), frozen=True).amin(dim=0),
+            "logprob": logprobs[:num],
+            "next_q": next_q,
+            "next_logprob": logprobs[num:].detach(),
+        }
+
+    def move_targets(self, tau: float) -> None:
+        """A step of the targets towards the critics."""
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), tau)
+
+
+class SacLearner(RewardedLearner):
+    """SAC, on transitions of any age."""
+
+    def policy_parameters(self, module: Any, settings: dict[str, Any]) -> list[Any]:
+        """The entropy coefficient is learned too, unless it is fixed."""
+        found = super().policy_parameters(module, settings)
+        fixed = None if settings["learns_entropy_coef"] else module.unwrapped().log_entropy_coef
+        return [parameter for parameter in found if parameter is not fixed]
+
+    def policy_loss(
+        self, settings: dict[str, Any], batch: dict[str, Any], fwd_out: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return sac_loss(
+            **fwd_out,
+            log_entropy_coef=self._module[POLICY].unwrapped().log_entropy_coef,
+            rewards=batch[Columns.REWARDS],
+            terminated=batch[Columns.TERMINATEDS],
+            discount=settings["discount"],
+            target_entropy=settings["target_entropy"],
+        )
+
+    def after_policy_update(self) -> None:
+        self._module[POLICY].unwrapped().move_targets(self.config.learner_config_dict[POLICY_SETTINGS]["tau"])
