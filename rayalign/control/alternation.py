@@ -46,6 +46,7 @@ class Alternation:
         self.rng = np.random.default_rng(config.seed)
         self.session = RlSession(config, task, scale, coefficients=weights)
         self.replay = Replay(config.policy.replay_size, task.observation_size, task.action_size)
+        self.num_in_round = 0  # environment steps of the round in progress
         self.num_updates = 0.0  # that are due: what is left of a whole one stays for the next fragment
 
     def warm_up(self) -> None:
@@ -56,19 +57,27 @@ class Alternation:
         for _ in range(self.config.reward.pretrain_steps):
             self._reward_step(preferences_only=True)
 
-    def policy_steps(self, advanced: Callable[[int], None]) -> Numbers:
-        """`steps_per_round` environment steps and the updates that are due for them; the last update's numbers."""
-        policy, done = self.config.policy, 0
+    def policy_steps(
+        self, advanced: Callable[[int], None], stopping: Callable[[], bool] = lambda: False
+    ) -> Numbers | None:
+        """`steps_per_round` environment steps and the updates that are due for them; the last update's numbers.
+
+        None where `stopping` said so before they were done; the next call does the rest.
+        """
+        policy = self.config.policy
         numbers: Numbers = {}
-        while done < policy.steps_per_round:
-            pieces = self._collect(min(policy.fragment, policy.steps_per_round - done), random=False)
+        while self.num_in_round < policy.steps_per_round:
+            if stopping():
+                return None
+            pieces = self._collect(min(policy.fragment, policy.steps_per_round - self.num_in_round), random=False)
             num = sum(len(piece["rewards"]) for piece in pieces)
-            done += num
+            self.num_in_round += num
             rows = self._newest_rows(pieces) if policy.algorithm == "ppo" else self._replayed_rows(num)
             if len(rows["obs"]):
                 numbers = self.session.update_policy(rows)
             self.session.push_weights()
             advanced(num)
+        self.num_in_round = 0
         return numbers
 
     def reward_steps(self) -> Numbers:
@@ -137,6 +146,7 @@ class Alternation:
             "numpy": self.rng.bit_generator.state,
             "torch": torch.get_rng_state(),
             "num_updates": self.num_updates,
+            "num_in_round": self.num_in_round,
             "num_steps": self.session.num_steps,
         }
 
@@ -146,7 +156,8 @@ class Alternation:
         self.replay.restore(state["replay"])
         self.rng.bit_generator.state = state["numpy"]
         torch.set_rng_state(torch.as_tensor(state["torch"], dtype=torch.uint8))
-        self.num_updates, self.session.num_steps = state["num_updates"], state["num_steps"]
+        self.num_updates, self.num_in_round = state["num_updates"], state["num_in_round"]
+        self.session.num_steps = state["num_steps"]
 
     def close(self) -> None:
         """Ends RLlib's workers."""

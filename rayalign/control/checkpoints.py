@@ -37,14 +37,14 @@ class ControlCheckpoints:
         self._settings |= {f"content of {name}": found for name, found in file_hashes(config).items()}
         self._saved_at = time.monotonic()
 
-    def restore(self, alternation: Alternation, tracker: Tracker, tell: Callable[[str], None]) -> int:
-        """The round of the newest checkpoint, which the alternation then is at; 0 where there is none."""
+    def restore(self, alternation: Alternation, tracker: Tracker, tell: Callable[[str], None]) -> int | None:
+        """The rounds that were done at the newest checkpoint, where the alternation then is; None without one."""
         if self._config.resume == "anew":
             self._store.clear()
         newest = self._store.newest(tell)
         if newest is None:
             tracker.keep(STAGE, 0)
-            return 0
+            return None
         self._check(newest.manifest["settings"], newest.folder)
         state = unpacked(read_values(newest.state / "values.json"), read_tensors(newest.state / "tensors.safetensors"))
         alternation.restore(state)
@@ -52,13 +52,15 @@ class ControlCheckpoints:
         tell(f"{STAGE}: goes on after round {newest.step}")
         return newest.step
 
-    def save_if_due(self, alternation: Alternation, number: int, tracker: Tracker, *, now: bool) -> None:
-        """Saves round `number` where seconds or rounds since the last one ask for it, or `now`."""
+    def save_if_due(self, alternation: Alternation, number: int, tracker: Tracker) -> None:
+        """Saves after round `number` where seconds or rounds since the last one ask for it."""
         rules = self._config.checkpoints
         by_time = rules.every_s is not None and time.monotonic() - self._saved_at >= rules.every_s
-        by_rounds = rules.every_steps is not None and number % rules.every_steps == 0
-        if not (now or by_time or by_rounds):
-            return
+        if by_time or (rules.every_steps is not None and number % rules.every_steps == 0):
+            self.save(alternation, number, tracker)
+
+    def save(self, alternation: Alternation, number: int, tracker: Tracker) -> None:
+        """Saves the state after `number` rounds, and what is done of the next one."""
         values, tensors = packed(alternation.state())
         part = self._store.begin(number)
         snapshot = Snapshot(tensors={f"{STATE}/tensors": tensors}, values={f"{STATE}/values": values})

@@ -52,6 +52,16 @@ def add_control(commands: Any, add_command: AddCommand, parser_class: type[argpa
         "correlation of the learned with the true reward.",
         _evaluate,
     )
+    report = add_command(
+        inner,
+        "report",
+        "show what runs learned, as one HTML file",
+        "Writes report.html to the run's folder, or for several runs to the folder above them: returns with bands over\n"
+        "seeds, the learned against the true reward, and an episode of the policy and of the demonstrations.",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder (RUN_DIR/NAME), finished or not")
+    report.add_argument("--out", metavar="FILE", type=Path, help="writes there instead")
+    report.set_defaults(run=_report)
     _add(inner, add_command, "config", "validate a config and print it resolved", "Prints every key.", _config)
 
 
@@ -103,6 +113,12 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     from rayalign.control.train import evaluate
 
     _print_results(evaluate(config))
+
+
+def _report(parsed: argparse.Namespace) -> None:
+    from rayalign.control.report import write_report
+
+    print(f"report: {write_report(parsed.runs, parsed.out)}")
 
 
 def _print_results(results: dict[str, Any]) -> None:

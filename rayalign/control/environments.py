@@ -49,8 +49,11 @@ class Task:
         return np.asarray(self.low + (actions + 1.0) / 2.0 * (self.high - self.low), dtype=np.float32)
 
 
-def make_environment(config: EnvironmentConfig) -> Any:
-    """The environment. Raises UserError for a name that is not registered, a package that is missing, wrong options."""
+def make_environment(config: EnvironmentConfig, render_mode: str | None = None) -> Any:
+    """The environment, which with a `render_mode` of gymnasium's can be drawn.
+
+    Raises UserError for a name that is not registered, a package that is missing, wrong options.
+    """
     try:
         import gymnasium
     except ImportError:
@@ -58,6 +61,8 @@ def make_environment(config: EnvironmentConfig) -> Any:
     errors = gymnasium.error
     # The user's own settings of the environment that was named; gymnasium.make takes them by keyword only.
     options: dict[str, Any] = dict(config.options)
+    if render_mode is not None:
+        options["render_mode"] = render_mode
     if config.max_episode_steps is not None:
         options["max_episode_steps"] = config.max_episode_steps
     try:

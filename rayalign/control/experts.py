@@ -18,7 +18,7 @@ from rayalign.control.evaluation import Act, measure_return, random_act, roll_ou
 from rayalign.control.policies import SavedPolicy, save_network
 from rayalign.control.preferences import Preferences, save_preferences
 from rayalign.control.train import ControlRun, opened_run, run_folder, task_of
-from rayalign.errors import UserError
+from rayalign.errors import Stopped, UserError
 from rayalign.storage.aside import write_json
 
 STAGE = "expert"
@@ -61,7 +61,9 @@ def _train(run: ControlRun, random: Demonstrations) -> list[Look]:
         with run.progress.stage(STAGE, total=expert.steps) as bar:
             alternation.warm_up()
             while alternation.session.num_steps < expert.steps and time.monotonic() - begun < expert.max_s:
-                numbers = alternation.policy_steps(lambda num: bar.update(advance=num))
+                numbers = alternation.policy_steps(lambda num: bar.update(advance=num), run.is_stopping)
+                if numbers is None:
+                    raise Stopped("asked to stop; an expert has no checkpoints: the same command begins again")
                 if alternation.session.num_steps >= due:
                     due = alternation.session.num_steps + expert.evaluate_every
                     looks.append(_look(run, alternation))

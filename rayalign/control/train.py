@@ -46,6 +46,10 @@ class ControlRun:
     tracker: Tracker
     progress: Progress
 
+    def is_stopping(self) -> bool:
+        """Whether SIGTERM has asked for it."""
+        return (self.folder / STOP_FILE).exists()
+
 
 def train(config: ControlConfig) -> Path:
     """Runs a config; returns its folder, with policy.safetensors, reward.safetensors and results.json.
@@ -145,14 +149,17 @@ def run_rounds(run: ControlRun, alternation: Alternation) -> None:
     """The alternation, round after round, from the newest checkpoint where there is one."""
     config = run.config
     checkpoints = ControlCheckpoints(config, run.folder)
-    first = checkpoints.restore(alternation, run.tracker, run.progress.say)
-    if not first:
+    done = checkpoints.restore(alternation, run.tracker, run.progress.say)
+    if done is None:
         alternation.warm_up()
-    clock, begun = Clock(), time.monotonic()
-    steps_per_round = config.policy.steps_per_round
-    with run.progress.stage(STAGE, total=(config.rounds - first) * steps_per_round) as bar:
-        for number in range(first + 1, config.rounds + 1):
-            metrics = _round(alternation, bar, clock)
+    clock, begun, first = Clock(), time.monotonic(), (done or 0) + 1
+    total = (config.rounds - first + 1) * config.policy.steps_per_round - alternation.num_in_round
+    with run.progress.stage(STAGE, total=total) as bar:
+        for number in range(first, config.rounds + 1):
+            metrics = _round(run, alternation, bar, clock)
+            if metrics is None:
+                checkpoints.save(alternation, number - 1, run.tracker)
+                raise Stopped(f"asked to stop in round {number}, which is saved; the same command goes on from there")
             is_last = number == config.rounds or (config.max_s is not None and time.monotonic() - begun > config.max_s)
             if number % config.evaluation.every == 0 or is_last:
                 metrics |= _true_return(run, alternation.policy(), clock)
@@ -160,19 +167,17 @@ def run_rounds(run: ControlRun, alternation: Alternation) -> None:
             metrics["env_steps"] = alternation.session.num_steps
             run.tracker.log(STAGE, number, number, metrics)
             _show(run, bar, number, metrics)
-            stopping = (run.folder / STOP_FILE).exists()
-            checkpoints.save_if_due(alternation, number, run.tracker, now=stopping)
             if is_last:
                 break
-            if stopping:
-                raise Stopped(
-                    f"asked to stop after round {number}, which is saved; the same command goes on from there"
-                )
+            checkpoints.save_if_due(alternation, number, run.tracker)
 
 
-def _round(alternation: Alternation, bar: Bar, clock: Clock) -> dict[str, float]:
+def _round(run: ControlRun, alternation: Alternation, bar: Bar, clock: Clock) -> dict[str, float] | None:
+    """A round's numbers; None where the run was asked to stop in it."""
     with clock.phase("policy"):
-        policy = alternation.policy_steps(lambda num: bar.update(advance=num))
+        policy = alternation.policy_steps(lambda num: bar.update(advance=num), run.is_stopping)
+    if policy is None:
+        return None
     with clock.phase("reward"):
         reward = alternation.reward_steps()
     return {f"policy/{k}": v for k, v in policy.items()} | {f"reward/{k}": v for k, v in reward.items()}

@@ -10,6 +10,8 @@ from pathlib import Path
 from rayalign.errors import UserError, is_disk_full
 from rayalign.storage.aside import written_aside
 
+CONFIG_FILE = "config.yaml"
+
 
 def make_folder(folder: Path) -> None:
     """Makes it, or takes it as it is. Raises UserError where it cannot be written, and OSError where the disk is full."""
@@ -35,5 +37,5 @@ def held(folder: Path) -> Iterator[None]:
 
 def write_config(folder: Path, text: str) -> None:
     """The resolved config, as config.yaml."""
-    with written_aside(folder / "config.yaml") as path:
+    with written_aside(folder / CONFIG_FILE) as path:
         path.write_text(text, encoding="utf-8")

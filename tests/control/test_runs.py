@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rayalign.config.control import ControlConfig
+from rayalign.control.alternation import Alternation
 from rayalign.control.commands import load_control
 from rayalign.control.demonstrations import load_demonstrations
 from rayalign.control.environments import look_at
@@ -84,30 +85,53 @@ def test_a_finished_run_is_kept_and_not_mixed_with_another(small: MakeConfig) ->
 
 
 def test_an_interrupted_run_goes_on(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked to stop in round 2 of 4: it saves, and the same command does rounds 3 and 4, on the same replay."""
+    """Asked to stop in the middle of round 3 of 4: it saves what is done of it, and the same command does the rest."""
     import rayalign.control.train as module
 
     config = small(rounds=4, checkpoints={"every_s": None})
     folder = Path(config.run_dir) / config.name
-    show = module._show
+    begun = Alternation.policy_steps
+    rounds = []
 
-    def stop_after_two(run: Any, bar: Any, number: int, metrics: Any) -> None:
-        show(run, bar, number, metrics)
-        if number == 2:
-            (run.folder / STOP_FILE).touch()
+    def stop_in_the_third(self: Alternation, advanced: Any, stopping: Any) -> Any:
+        rounds.append(self.session.num_steps)
 
-    monkeypatch.setattr(module, "_show", stop_after_two)
-    with pytest.raises(Stopped, match="after round 2"):
+        def tell(num: int) -> None:
+            advanced(num)
+            if len(rounds) == 3:
+                (folder / STOP_FILE).touch()
+
+        return begun(self, tell, stopping)
+
+    monkeypatch.setattr(module.Alternation, "policy_steps", stop_in_the_third)
+    with pytest.raises(Stopped, match="in round 3"):
         train(config)
-    monkeypatch.setattr(module, "_show", show)
+    monkeypatch.setattr(module.Alternation, "policy_steps", begun)
     assert (folder / "checkpoints" / "control" / "00000002").is_dir()
     with pytest.raises(UserError, match="made with another policy; set name="):
         train(small(rounds=4, policy={"tau": 0.5}))
     train(config)
     steps = [(record["round"], record["env_steps"]) for record in records(folder)]
     assert [number for number, _ in steps] == [1, 2, 3, 4]
-    assert all(later[1] - before[1] >= 40 for before, later in zip(steps, steps[1:], strict=False))
+    each = [later[1] - before[1] for before, later in zip(steps, steps[1:], strict=False)]
+    assert all(40 <= num <= 60 for num in each)  # 20 of the third before the stop, and no more than the rest after it
     assert not (folder / "checkpoints" / "control").exists()
+
+
+def test_a_run_that_stops_in_its_first_round_has_warmed_up(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(rounds=1, checkpoints={"every_s": None})
+    folder = Path(config.run_dir) / config.name
+    warm_up = Alternation.warm_up
+
+    def then_stop(self: Alternation) -> None:
+        warm_up(self)
+        (folder / STOP_FILE).touch()
+
+    monkeypatch.setattr(Alternation, "warm_up", then_stop)
+    with pytest.raises(Stopped, match="in round 1"):
+        train(config)
+    train(config)  # which would stop again if it warmed up again
+    assert [record["env_steps"] for record in records(folder)] == [100]
 
 
 def test_an_expert_leaves_data_that_a_run_reads(small: MakeConfig) -> None:
