@@ -1,9 +1,10 @@
-"""What is quick to see of control: `.venv/bin/python -m benchmarks.control_small exact|pendulum`.
+"""What is quick to see of control: `.venv/bin/python -m benchmarks.control_small exact|tiers|pendulum`.
 
     exact     KL(pi_E || pi) on a 6x6 gridworld with exact soft value iteration: demonstrations only, preferences only, AIHF
+    tiers     the same over amounts of demonstrations and pairs, for demonstrators of three qualities: AIHF's ablation
     pendulum  true return on Pendulum-v1 from demonstrations of a scripted expert: behaviour cloning, and ML-IRL
 
-Both over seeds; a minute, and about twenty on one core.
+All over seeds; one, five and about twenty minutes on one core.
 """
 
 from __future__ import annotations
@@ -23,17 +24,22 @@ from tests.control.worlds import PENDULUM, demonstrate, write_demonstrations
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "control" / "pendulum.yaml"
 EPOCHS = (20, 60, 200)
 NUMS = (1, 3, 10)
+QUALITIES = {"the expert's quality": 1.0, "temperature 2": 2.0, "temperature 4": 4.0}
+DEMONSTRATIONS = (3, 10, 40)
+PAIRS = (40, 100, 300)
 
 
 def main() -> None:
-    """One of the two, with its table."""
+    """One of the three, with its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["exact", "pendulum"])
+    parser.add_argument("what", choices=["exact", "tiers", "pendulum"])
     parser.add_argument("--out", type=Path, default=Path("runs/control-small"))
     parser.add_argument("--seeds", type=int, default=2, help="of pendulum")
     arguments = parser.parse_args()
     if arguments.what == "exact":
         exact()
+    elif arguments.what == "tiers":
+        tiers()
     else:
         arguments.out.mkdir(parents=True, exist_ok=True)
         pendulum(arguments.out, arguments.seeds)
@@ -48,6 +54,19 @@ def exact() -> None:
         means = " | ".join(f"{statistics.fmean(score[name] for score in found):.3f}" for name in found[0])
         best = sum(score["joint"] < min(score["demonstrations"], score["preferences"]) for score in found)
         print(f"| {num_demos}, {num_pairs} | {means} | {best} of {len(found)} |", flush=True)
+
+
+def tiers() -> None:
+    """A table a quality: KL(pi_E || pi) of demonstrations only / preferences only / AIHF, means over seeds."""
+    for quality, temperature in QUALITIES.items():
+        print(f"\ndemonstrators of {quality}: demonstrations only / preferences only / AIHF\n")
+        print(f"| demonstrations | {' | '.join(f'{num} pairs' for num in PAIRS)} |\n| --- |{' --- |' * len(PAIRS)}")
+        for num_demos in DEMONSTRATIONS:
+            cells = []
+            for num_pairs in PAIRS:
+                found = [scores(num_demos, num_pairs, seed, temperature) for seed in SEEDS]
+                cells.append(" / ".join(f"{statistics.fmean(score[name] for score in found):.3f}" for name in found[0]))
+            print(f"| {num_demos} | {' | '.join(cells)} |", flush=True)
 
 
 def pendulum(out: Path, seeds: int) -> None:

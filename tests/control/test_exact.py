@@ -127,13 +127,17 @@ def test_more_demonstrations_come_closer(world: TabularMDP) -> None:
     assert found[2] < 0.01
 
 
-def scores(num_demos: int, num_pairs: int, seed: int) -> dict[str, float]:
-    """KL(pi_E || pi) of a fit to demonstrations, to preferences, and to both."""
+def scores(num_demos: int, num_pairs: int, seed: int, temperature: float = 1.0) -> dict[str, float]:
+    """KL(pi_E || pi) of a fit to demonstrations, to preferences, and to both.
+
+    Above temperature 1 the demonstrators are worse than the expert pi_E, and the fit does not know it.
+    """
     rng = np.random.default_rng(seed)
     mdp = gridworld(6)
     truth = np.repeat(rng.normal(size=(36, 1)), 4, axis=1)
     expert = policy_of(mdp, truth)
-    counts = sample_trajectories(mdp, expert, num_demos, 20, rng).counts(mdp)
+    demonstrator = np.exp(soft_log_policy(mdp, truth, temperature))
+    counts = sample_trajectories(mdp, demonstrator, num_demos, 20, rng).counts(mdp)
     halves = [sample_trajectories(mdp, np.full((36, 4), 0.25), num_pairs, 8, rng) for _ in range(2)]
     pairs = label_segments(*halves, mdp, truth, rng)
     joint = JointObjective(mdp, counts, num_demos, pairs, weight_decay=0.5, inputs="state")
