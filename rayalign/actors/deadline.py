@@ -42,6 +42,18 @@ def is_dead(actor: Any) -> bool:
     return state.actor_table(actor._actor_id.hex()).get("State") == "DEAD"
 
 
+def has_crashed(actor: Any) -> bool:
+    """Whether an actor ended with its process or its node, and was not told to."""
+    from ray._private.state import state
+
+    cause = state.actor_table(actor._actor_id.hex()).get("DeathCause")
+    if cause is None:
+        return False
+    died = cause.actor_died_error_context
+    crashes = (died.WORKER_DIED, died.NODE_DIED)
+    return cause.HasField("oom_context") or (cause.HasField("actor_died_error_context") and died.reason in crashes)
+
+
 def _first_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

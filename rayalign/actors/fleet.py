@@ -91,7 +91,8 @@ class RayFleet:
     def run_ranks(self, loop: Callable[..., None], setup: Any, on_report: Callable[[Any], None]) -> None:
         """Runs `loop` on every rank with Ray Train's TorchTrainer, on GPUs that no group holds meanwhile."""
         self._free_shared()
-        run_ray_train(loop, setup, self.plan.groups["policy"], self._placement.deadlines, on_report)
+        deadlines = self._placement.deadlines
+        run_ray_train(loop, setup, self.plan.groups["policy"], deadlines, self._stacks, on_report)
 
     def _lost(self) -> list[str]:
         """The dead workers of all groups that are open."""

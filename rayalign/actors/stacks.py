@@ -5,24 +5,29 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BEFORE_FRAC = 0.95  # of a deadline: the worker writes before it is given up, and killed
 
 
 @contextlib.contextmanager
-def stacks_if_late(folder: str, name: str, deadline_s: float) -> Iterator[None]:
+def stacks_if_late(folder: str, name: str, deadline_s: float) -> Iterator[Callable[[float], None]]:
     """Writes this process's stacks to FOLDER/NAME.txt if the block has not ended shortly before its deadline.
 
-    A thread of the C runtime does so, also where the interpreter is stuck. A process that is stopped writes nothing.
+    What it gives is called with a new deadline where the block has shown that it goes on. A thread of the C runtime
+    writes, also where the interpreter is stuck. A process that is stopped writes nothing.
     """
     path = Path(folder) / f"{name}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        faulthandler.dump_traceback_later(BEFORE_FRAC * deadline_s, file=file)
+
+        def begin(deadline_s: float) -> None:
+            faulthandler.dump_traceback_later(BEFORE_FRAC * deadline_s, file=file)
+
+        begin(deadline_s)
         try:
-            yield
+            yield begin
         finally:
             faulthandler.cancel_dump_traceback_later()
     if not path.stat().st_size:

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rayalign.actors.deadline import failure, fetch
+import ray
+
+from rayalign.actors.deadline import failure, fetch, has_crashed
 from rayalign.actors.plan import GroupPlan
 from rayalign.actors.ray_workers import worker_environment
+from rayalign.actors.stacks import dump_stacks, stacks_if_late
 from rayalign.config.placement import DeadlineConfig
 from rayalign.errors import CallFailed, WorkerLost
 
 POLL_S = 0.2
-DRAIN_S = 60.0  # for the queue's actor, which does nothing but this
+DRAIN_S = 60.0  # for the queue's actor, which does nothing but this, and for Ray Train to see that its ranks are gone
+WHAT = "offline training"
+
+
+@dataclass(frozen=True)
+class _Started:
+    """What a rank says first: which actor it is."""
+
+    actor: Any
+
+
+@dataclass(frozen=True)
+class _Duty:
+    """What a rank is started with."""
+
+    loop: Callable[[Any, Callable[[Any], None]], None]
+    setup: Any
+    reports: Any
+    deadlines: DeadlineConfig
+    stacks: str | None
 
 
 def run_ray_train(
@@ -23,36 +48,38 @@ def run_ray_train(
     setup: Any,
     plan: GroupPlan,
     deadlines: DeadlineConfig,
+    stacks: str | None,
     on_report: Callable[[Any], None],
 ) -> None:
     """Runs `loop(setup, report)` on each of `plan`'s workers with TorchTrainer; reports arrive here while it runs.
 
-    Raises what a worker raised, as `failure` puts it, and CallFailed when nothing is heard for a deadline: `start_s`
-    before the first report, `call_s` between reports.
+    Raises what a worker raised, as `failure` puts it. Where nothing is heard for a deadline, `start_s` before the first
+    report and `call_s` between reports, its ranks are ended, and WorkerLost is raised; CallFailed where none had started.
+    What ranks and controller did then lies in the folder `stacks`, where one is given.
     """
     from ray.util.queue import Queue
 
     reports = Queue(actor_options={"num_cpus": 0})
+    duty = _Duty(loop, setup, reports, deadlines, stacks)
     outcome: list[BaseException | None] = []
     try:
         with tempfile.TemporaryDirectory(prefix="rayalign-train-", ignore_cleanup_errors=True) as storage:
-            trainer = _trainer(loop, setup, plan, reports, storage)
-            fitting = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
+            fitting = threading.Thread(target=_fit, args=(_trainer(duty, plan, storage), outcome), daemon=True)
             fitting.start()
-            _listen(fitting, reports, on_report, deadlines)
+            ranks = _listen(fitting, duty, on_report)
     finally:
         reports.shutdown()
     if outcome[0] is not None:
-        raise _failed(outcome[0])
+        raise _failed(outcome[0], ranks)
 
 
-def _trainer(loop: Any, setup: Any, plan: GroupPlan, reports: Any, storage: str) -> Any:
+def _trainer(duty: _Duty, plan: GroupPlan, storage: str) -> Any:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     return TorchTrainer(
         _rank,
-        train_loop_config={"loop": loop, "setup": setup, "reports": reports},
+        train_loop_config={"duty": duty},
         torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=plan.num_workers,
@@ -63,20 +90,29 @@ def _trainer(loop: Any, setup: Any, plan: GroupPlan, reports: Any, storage: str)
     )
 
 
-def _listen(
-    fitting: threading.Thread, reports: Any, on_report: Callable[[Any], None], deadlines: DeadlineConfig
-) -> None:
-    """Passes reports on until training ends, or until nothing was heard for too long."""
-    limit_s, heard_at = deadlines.start_s, time.monotonic()
+def _listen(fitting: threading.Thread, duty: _Duty, on_report: Callable[[Any], None]) -> list[Any]:
+    """Passes reports on until training ends, or until nothing was heard for too long; the actors that were its ranks."""
+    limit_s, heard_at = duty.deadlines.start_s, time.monotonic()
+    ranks: list[Any] = []
     while fitting.is_alive():
         fitting.join(POLL_S)
-        if _drain(reports, on_report):
-            limit_s, heard_at = deadlines.call_s, time.monotonic()
-        if time.monotonic() - heard_at > limit_s:
-            raise CallFailed(
-                f"sft: nothing heard from Ray Train for {limit_s:g} s (placement.deadlines); are its resources free?"
-            )
-    _drain(reports, on_report)
+        if _drain(duty.reports, ranks, on_report):
+            limit_s, heard_at = duty.deadlines.call_s, time.monotonic()
+        if time.monotonic() - heard_at <= limit_s:
+            continue
+        late = f"nothing heard from Ray Train for {limit_s:g} s (placement.deadlines)"
+        if not ranks:
+            raise CallFailed(f"{WHAT}: {late}; are its resources free?")
+        where = ""
+        if duty.stacks:
+            dump_stacks(Path(duty.stacks), "controller")
+            where = f"; what its ranks did is in {duty.stacks}, unless a process was stopped"
+        for rank in ranks:
+            ray.kill(rank)
+        fitting.join(DRAIN_S)  # their resources are free then
+        raise WorkerLost(f"{WHAT}: {late}{where}")
+    _drain(duty.reports, ranks, on_report)
+    return ranks
 
 
 def _rank(arguments: dict[str, Any]) -> None:
@@ -85,18 +121,25 @@ def _rank(arguments: dict[str, Any]) -> None:
     import torch
     from ray import train
 
+    duty: _Duty = arguments["duty"]
     context = train.get_context()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     os.environ["LOCAL_SIZE"] = str(context.get_local_world_size())  # DeepSpeed asks for it on CPU
-    reports = arguments["reports"]
     # Where the caller has given up there is nobody to report to, and a rank that starts late ends here.
-    fetch([reports.actor.qsize.remote()], deadline_s=DRAIN_S, what="sft: the run that asked for this training")
+    started = _Started(ray.get_runtime_context().current_actor)
+    fetch([duty.reports.actor.put.remote(started)], deadline_s=DRAIN_S, what=f"{WHAT}: the run that asked for it")
+    rank = context.get_world_rank()
+    watch: contextlib.AbstractContextManager[Callable[[float], None]] = contextlib.nullcontext(lambda deadline_s: None)
+    if duty.stacks:
+        watch = stacks_if_late(duty.stacks, f"rank-{rank}", duty.deadlines.start_s)
+    with watch as begin:
 
-    def report(value: Any) -> None:
-        if context.get_world_rank() == 0:
-            reports.put(value)
+        def report(value: Any) -> None:
+            begin(duty.deadlines.call_s)
+            if rank == 0:
+                duty.reports.put(value)
 
-    arguments["loop"](arguments["setup"], report)
+        duty.loop(duty.setup, report)
 
 
 def _fit(trainer: Any, outcome: list[BaseException | None]) -> None:
@@ -108,20 +151,25 @@ def _fit(trainer: Any, outcome: list[BaseException | None]) -> None:
         outcome.append(None)
 
 
-def _drain(reports: Any, on_report: Callable[[Any], None]) -> bool:
-    """Passes on what is waiting; whether there was anything."""
-    (size,) = fetch([reports.actor.qsize.remote()], deadline_s=DRAIN_S, what="sft: reports of Ray Train")
-    if size:
-        (values,) = fetch(
-            [reports.actor.get_nowait_batch.remote(size)], deadline_s=DRAIN_S, what="sft: reports of Ray Train"
-        )
-        for value in values:
-            on_report(value)
-    return bool(size)
+def _drain(reports: Any, ranks: list[Any], on_report: Callable[[Any], None]) -> bool:
+    """Passes on what is waiting, and adds ranks that have started; whether there was any report."""
+    what = f"{WHAT}: reports of Ray Train"
+    (size,) = fetch([reports.actor.qsize.remote()], deadline_s=DRAIN_S, what=what)
+    if not size:
+        return False
+    (values,) = fetch([reports.actor.get_nowait_batch.remote(size)], deadline_s=DRAIN_S, what=what)
+    ranks += [value.actor for value in values if isinstance(value, _Started)]
+    told = [value for value in values if not isinstance(value, _Started)]
+    for value in told:
+        on_report(value)
+    return bool(told)
 
 
-def _failed(error: BaseException) -> BaseException:
+def _failed(error: BaseException, ranks: list[Any]) -> BaseException:
     """What a failed training means. Where a rank has died the others fail for want of it, and may say so first."""
     worker_errors = getattr(error, "worker_failures", None) or {}
-    told = [failure(worker_error, "sft") for worker_error in worker_errors.values()] or [failure(error, "sft")]
-    return next((one for one in told if isinstance(one, WorkerLost)), told[0])
+    told = [failure(worker_error, WHAT) for worker_error in worker_errors.values()] or [failure(error, WHAT)]
+    first = next((one for one in told if isinstance(one, WorkerLost)), told[0])
+    if type(first) is CallFailed and any(has_crashed(rank) for rank in ranks):
+        return WorkerLost(f"{WHAT}: a worker died, and another one tells: {first}")
+    return first

@@ -1,0 +1,70 @@
+"""Ranks of offline training that die or hang: found within the deadline, ended, and the next ones have their resources."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rayalign.actors.fleet import RayFleet
+from rayalign.config.placement import PlacementConfig
+from rayalign.errors import WorkerLost
+
+CALL_S = 6.0
+PLACEMENT = {"policy": {"workers": 2}, "deadlines": {"start_s": 120, "call_s": CALL_S}}
+
+
+@pytest.fixture(scope="module")
+def two_cores() -> Iterator[None]:
+    """A Ray of this module's own, with room for two ranks and no more."""
+    os.environ["RAY_worker_niceness"] = "0"
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False
+    )
+    yield
+    ray.shutdown()
+
+
+def reports_then_fails(what: str, report: Callable[[Any], None]) -> None:
+    """Two reports; between them rank 1 stops, sleeps or dies, and rank 0 waits for it."""
+    import torch.distributed as dist
+
+    report("first")
+    if dist.get_rank() == 1 and what == "sleeps":
+        time.sleep(600)
+    elif dist.get_rank() == 1 and what in ("stops", "dies"):
+        os.kill(os.getpid(), signal.SIGSTOP if what == "stops" else signal.SIGKILL)
+    dist.barrier()
+    report("second")
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("stops", rf"offline training: nothing heard from Ray Train for {CALL_S:g} s .* unless a process was stopped"),
+        ("sleeps", rf"offline training: nothing heard from Ray Train for {CALL_S:g} s "),
+        ("dies", "offline training: (the|a) worker died"),
+    ],
+)
+def test_a_rank_that_is_lost_gives_its_room_back(two_cores: None, tmp_path: Path, what: str, told: str) -> None:
+    fleet = RayFleet(PlacementConfig.model_validate(PLACEMENT), stacks=str(tmp_path))
+    reports: list[str] = []
+    with pytest.raises(WorkerLost, match=told):
+        fleet.run_ranks(reports_then_fails, what, reports.append)
+    assert reports == ["first"]
+    if what == "sleeps":  # the rank that hangs, the one that waits for it, and who waits for both
+        assert "time.sleep" not in (tmp_path / "rank-0.txt").read_text()
+        assert "reports_then_fails" in (tmp_path / "rank-1.txt").read_text()
+        assert "_listen" in (tmp_path / "controller.txt").read_text()
+
+
+def test_the_next_ones_have_their_room(two_cores: None) -> None:
+    reports: list[str] = []
+    RayFleet(PlacementConfig.model_validate(PLACEMENT)).run_ranks(reports_then_fails, "works", reports.append)
+    assert reports == ["first", "second"]
