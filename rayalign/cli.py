@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_doctor(commands)
     _add_serve_reward(commands)
+    _add_evaluate(commands)
     add_control(commands, _command, _Parser)
     return parser
 
@@ -171,12 +172,36 @@ def _add_serve_reward(commands: argparse._SubParsersAction[_Parser]) -> None:
     serve.add_argument("place", type=Path, metavar="RUN_OR_FOLDER", help="a run's folder, or RUN/STAGE/reward")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8400, help="the port to listen on (8400); 0 takes a free one")
-    serve.add_argument("--threads", type=_count, metavar="N", help="threads that score; OMP_NUM_THREADS, or all cores")
     serve.add_argument("--cert", type=Path, metavar="FILE", help="a certificate (PEM), for https")
     serve.add_argument("--key", type=Path, metavar="FILE", help="its key, if it is not in the same file")
-    serve.add_argument("--chat-template", metavar="FILE", help='a .jinja file, or "plain"; else the one saved beside it')
-    serve.add_argument("--trust-remote-code", action="store_true", help="run code that the folder brings")
+    _add_model_options(serve)
     serve.set_defaults(run=_serve_reward)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure a reward on pairs that people ranked",
+        description="Suite reward: the share of pairs ranked right, by section and subset (RewardBench's form), ties,\n"
+        "calibration, and whether the reward goes by length. PLACE holds any reward: a run's, a stage's, a Hugging\n"
+        "Face model's. The results are added to evaluation.json in PLACE.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("place", type=Path, metavar="PLACE", help="a run's folder, a stage's reward, or a model's")
+    evaluate.add_argument("--suite", choices=["reward"], required=True, help="what to measure")
+    evaluate.add_argument("--pairs", required=True, metavar="FILE", help="{prompt, chosen, rejected}, as data.preferences")
+    evaluate.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="names of the columns, if others")
+    evaluate.add_argument("--limit", type=_count, metavar="N", help="the first N rows")
+    evaluate.add_argument("--out", type=Path, metavar="FILE", help="adds the results to this file instead")
+    _add_model_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threads", type=_count, metavar="N", help="threads that score; OMP_NUM_THREADS, or all cores")
+    command.add_argument("--chat-template", metavar="FILE", help='a .jinja file, or "plain"; else the one saved beside it')
+    command.add_argument("--trust-remote-code", action="store_true", help="run code that the folder brings")
 
 
 def _count(text: str) -> int:
@@ -270,6 +295,26 @@ def _serve_reward(parsed: argparse.Namespace) -> None:
         chat_template=parsed.chat_template,
         trust_remote_code=parsed.trust_remote_code,
     )
+
+
+def _evaluate(parsed: argparse.Namespace) -> None:
+    from rayalign.config.data import DataSource
+    from rayalign.suites.reward import evaluate_reward, table
+
+    columns = dict(word.split("=", 1) for word in parsed.columns if "=" in word)
+    if len(columns) < len(parsed.columns):
+        raise UserError(f"--columns {' '.join(parsed.columns)}: give OURS=THEIRS, such as prompt=question")
+    source = DataSource(path=parsed.pairs, columns=columns, limit=parsed.limit)
+    file, results = evaluate_reward(
+        parsed.place,
+        source,
+        out=parsed.out,
+        threads=parsed.threads,
+        chat_template=parsed.chat_template,
+        trust_remote_code=parsed.trust_remote_code,
+    )
+    print("\n".join(table(results)))
+    print(f"evaluation: {file}")
 
 
 def _load(name: str, overrides: Sequence[str]) -> RunConfig:

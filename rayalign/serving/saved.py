@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ class SavedReward:
 
     def __init__(self, folder: Path, *, chat_template: str | None = None, trust_remote_code: bool = False) -> None:
         settings = _settings(folder)
-        self._template = Template(load_tokenizer(folder, trust_remote_code=trust_remote_code), chat_template)
-        self._prompts = RenderedPrompts(self._template)
-        self._max_length = _max_length(settings)
+        self.template = Template(load_tokenizer(folder, trust_remote_code=trust_remote_code), chat_template)
+        self.max_length = _max_length(settings)
+        self._prompts = RenderedPrompts(self.template)
         model = ModelConfig(
             path=str(folder),
             dtype="bfloat16" if (settings.get("dtype") or settings.get("torch_dtype")) == "bfloat16" else "float32",
-            max_length=self._max_length,
+            max_length=self.max_length,
             trust_remote_code=trust_remote_code,
         )
         self._scorer = RewardScorer(ScorerSetup(str(folder), model, LearnerConfig()))
@@ -49,19 +50,30 @@ class SavedReward:
         """
         if not prompts:
             return []
-        asked, answered = self._prompts.encode(prompts), self._template.encode_responses(responses)
+        asked, answered = self._prompts.encode(prompts), self.template.encode_responses(responses)
         rows = [[*prompt, *response] for prompt, response in zip(asked, answered, strict=True)]
         for place, row in enumerate(rows):
-            if len(row) > self._max_length:
-                raise DataError(f"prompts[{place}] and its response are {len(row)} tokens, over {self._max_length}")
+            if len(row) > self.max_length:
+                raise DataError(f"prompts[{place}] and its response are {len(row)} tokens, over {self.max_length}")
         num = len(rows)
         lengths = np.array([len(prompt) for prompt in asked], dtype=np.int64)
-        scores = self._scorer.score_sequences(
-            Sequences(Ragged.from_list(rows), lengths, np.arange(num), np.full(num, True))
-        )
-        values = np.empty(num, dtype=np.float32)
+        sequences = Sequences(Ragged.from_list(rows), lengths, np.arange(num), np.full(num, True))
+        return self.score(sequences).tolist()
+
+    def score(self, sequences: Sequences) -> np.ndarray:
+        """Normalised scores of B sequences of this reward's tokens: [B] float32."""
+        scores = self._scorer.score_sequences(sequences)
+        values = np.empty(len(sequences), dtype=np.float32)
         values[scores.rows] = scores.values
-        return values.tolist()
+        return values
+
+
+def pin_threads(threads: int | None) -> None:
+    """As many threads as asked for, or as OMP_NUM_THREADS says; else one for each core of this process."""
+    import torch
+
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(threads or (int(told) if told.isdecimal() and int(told) else len(os.sched_getaffinity(0))))
 
 
 def find_reward(place: Path) -> Path:

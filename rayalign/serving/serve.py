@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 import sys
 from pathlib import Path
@@ -28,10 +27,10 @@ def serve_reward(
     if token is None:
         raise UserError(f"{TOKEN} is not set: a service that scores asks for a token; set one here and where it is used")
     tls = _tls(host, cert, key)
-    from rayalign.serving.saved import SavedReward, find_reward
+    from rayalign.serving.saved import SavedReward, find_reward, pin_threads
 
     folder = find_reward(place)
-    _pin(threads)
+    pin_threads(threads)
     reward = SavedReward(folder, chat_template=chat_template, trust_remote_code=trust_remote_code)
     try:
         with _bound(host, port, reward, token, tls) as server:
@@ -65,11 +64,3 @@ def _bound(host: str, port: int, reward: Score, token: str, tls: ssl.SSLContext 
     except (OSError, OverflowError) as error:
         told = getattr(error, "strerror", None) or str(error)
         raise UserError(f"cannot listen on {host}, port {port} ({told}); choose another --port or --host") from None
-
-
-def _pin(threads: int | None) -> None:
-    """As many threads as asked for, or as OMP_NUM_THREADS says; else one for each core of this process."""
-    import torch
-
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    torch.set_num_threads(threads or (int(told) if told.isdecimal() and int(told) else len(os.sched_getaffinity(0))))
