@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from rayalign.config.control import ControlConfig
+from rayalign.control.algorithm import ALGORITHMS
 from rayalign.control.data import ControlData
 from rayalign.control.environments import Task
+from rayalign.control.learner import POLICY
 from rayalign.control.networks import REWARD, REWARD_ACTIVATION
 from rayalign.control.policies import Network, SavedPolicy, network_of, parallel_network_of
 from rayalign.control.replay import Replay
 from rayalign.control.rows import Steps, reward_rows
-from rayalign.control.session import ALGORITHMS, POLICY, RlSession
+from rayalign.control.session import RlSession
 
 Numbers = dict[str, float]
 

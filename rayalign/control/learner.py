@@ -21,7 +21,7 @@ from rayalign.objectives.control import clamped_frac, discriminator_loss, occupa
 from rayalign.objectives.reward import pair_accuracy, preference_loss
 
 POLICY = DEFAULT_MODULE_ID
-POLICY_SETTINGS, REWARD_SETTINGS = "policy", "reward"  # of learner_config_dict: see `RlSession`
+POLICY_SETTINGS, REWARD_SETTINGS = "policy", "reward"  # of learner_config_dict: see `algorithm.py`
 SKIPPED = "skipped_in_a_row"
 
 

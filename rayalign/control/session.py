@@ -7,16 +7,14 @@ with them the same classes are Ray actors of a cluster.
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from ray.rllib.algorithms.sac import SACConfig
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
@@ -24,28 +22,15 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
 from rayalign.config.control import ControlConfig
+from rayalign.control.algorithm import ENVIRONMENT, algorithm_config
 from rayalign.control.environments import HORIZON_REASON, Task, make_environment
-from rayalign.control.learner import POLICY, POLICY_SETTINGS, REWARD_SETTINGS, SKIPPED, RewardedLearner
-from rayalign.control.networks import REWARD, RewardModule
-from rayalign.control.ppo import PpoLearner, PpoModule
-from rayalign.control.sac import SacLearner, SacModule
+from rayalign.control.learner import POLICY, SKIPPED
+from rayalign.control.networks import REWARD
 from rayalign.errors import Diverged, UserError, WorkerLost
 
-ENVIRONMENT = "rayalign-control"
 SKIPS_ALLOWED = 3
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """A policy's networks and their learner."""
-
-    module: type[SacModule] | type[PpoModule]
-    learner: type[RewardedLearner]
-
-
-ALGORITHMS = {"sac": Algorithm(SacModule, SacLearner), "ppo": Algorithm(PpoModule, PpoLearner)}
-OF_REWARD_MODULE = {"hidden", "inputs", "clamp", "divergence", "ensemble", "pessimism"}
-SAMPLE_TIMEOUT_S = 600.0
+CALL_S = 600.0  # of any call to RLlib's actors
+T = TypeVar("T")
 METRICS = {
     POLICY: ("critic_loss", "q_mean", "entropy", "entropy_coef", "clipped_frac", "kl_from_sampler"),
     REWARD: (
@@ -77,7 +62,8 @@ class RlSession:
         self.task = task
         self._policy = config.policy
         self._num_learners = max(1, config.placement.num_learners)
-        algorithm = _algorithm_config(config, task, scale, coefficients)
+        self._learns_remotely = config.placement.num_learners > 0
+        algorithm = algorithm_config(config, task, scale, coefficients)
         register_env(ENVIRONMENT, lambda _: make_environment(config.environment))
         self._group: EnvRunnerGroup | None = None
         self._local: SingleAgentEnvRunner | None = None
@@ -117,10 +103,10 @@ class RlSession:
         found = self._group.foreach_env_runner(
             lambda runner: runner.sample(num_timesteps=each, random_actions=random),
             local_env_runner=False,
-            timeout_seconds=SAMPLE_TIMEOUT_S,
+            timeout_seconds=CALL_S,
         )
         if not found:
-            raise WorkerLost(f"sampling: no env runner answered within {SAMPLE_TIMEOUT_S:g} s; see Ray's logs")
+            raise WorkerLost(f"sampling: no env runner answered within {CALL_S:g} s; see Ray's logs")
         return [episode for episodes in found for episode in episodes]
 
     def _piece(self, episode: Any, random: bool) -> dict[str, np.ndarray]:
@@ -147,8 +133,8 @@ class RlSession:
 
     def advantage_rows(self, pieces: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """PPO's rows of the steps of `sample`, under the newest reward and critic, which all learners have alike."""
-        found = self._learners.foreach_learner(lambda learner: learner.advantage_rows(pieces))
-        return dict(next(iter(found)).get())
+        found = self._ask("advantages", lambda: self._of_each(lambda learner: learner.advantage_rows(pieces)))
+        return dict(found[0])
 
     def update_policy(self, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Updates on rows of several batches: as many as `batch_size` goes into them, in one call."""
@@ -162,7 +148,10 @@ class RlSession:
         tensors = SampleBatch({name: torch.from_numpy(array) for name, array in rows.items()})
         batch = MultiAgentBatch({module: tensors}, env_steps=len(tensors))
         timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_steps}
-        results = self._learners.update(batch=batch, timesteps=timesteps, minibatch_size=minibatch)
+        results = self._ask(
+            f"update of the {module}",
+            lambda: self._learners.update(batch=batch, timesteps=timesteps, minibatch_size=minibatch),
+        )
         for result in results:
             if _number(result.get(SKIPPED, 0.0)) >= SKIPS_ALLOWED:
                 raise Diverged(
@@ -181,26 +170,46 @@ class RlSession:
             self._group.foreach_env_runner(
                 lambda runner: runner.set_state({"rl_module": weights}),
                 local_env_runner=False,
-                timeout_seconds=SAMPLE_TIMEOUT_S,
+                timeout_seconds=CALL_S,
             )
 
     def weights(self, module: str) -> dict[str, Any]:
         """A module's parameters, as arrays by name."""
-        state = self._learners.get_weights(module_ids=[module])
+        state = self._ask("weights", lambda: self._learners.get_weights(module_ids=[module]))
         return dict(state[module])
 
     def of_each_learner(self, module: str) -> list[dict[str, Any]]:
         """As `weights`, of every learner: they should not differ."""
-        found = self._learners.foreach_learner(lambda learner: learner.module[module].unwrapped().get_state())
-        return [dict(result.get()) for result in found]
+        return self._ask("weights", lambda: self._of_each(lambda learner: learner.module[module].unwrapped().get_state()))
+
+    def _of_each(self, call: Callable[[Any], Any]) -> list[dict[str, Any]]:
+        return [dict(result.get()) for result in self._learners.foreach_learner(call)]
+
+    def _ask(self, what: str, call: Callable[[], T]) -> T:
+        """What `call` gives; of learners in other processes within the deadline, which RLlib's own calls do not have."""
+        if not self._learns_remotely:
+            return call()
+        answer: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                answer.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()  # one that hangs does not keep the process from its end
+        try:
+            return answer.result(CALL_S)
+        except TimeoutError:
+            raise WorkerLost(f"{what}: the learners did not answer within {CALL_S:g} s; see Ray's logs") from None
 
     def state(self) -> dict[str, Any]:
         """All of the learners: modules, targets, optimisers, entropy coefficient."""
-        return dict(self._learners.get_state())
+        return dict(self._ask("saving", self._learners.get_state))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes up what `state` gave."""
-        self._learners.set_state(state)
+        self._ask("restoring", lambda: self._learners.set_state(state))
         self.push_weights()
 
     def close(self) -> None:
@@ -215,83 +224,6 @@ class RlSession:
 def _seed_random_actions(runner: SingleAgentEnvRunner) -> None:
     """RLlib seeds resets and policies, and leaves these to chance."""
     runner.env.action_space.seed(runner.config.seed + runner.worker_index)
-
-
-def _algorithm_config(
-    config: ControlConfig, task: Task, scale: np.ndarray, coefficients: tuple[float, float] | None
-) -> SACConfig:
-    policy, placement = config.policy, config.placement
-    settings = {POLICY_SETTINGS: _policy_settings(config, task)}
-    if coefficients is not None:
-        settings[REWARD_SETTINGS] = _reward_settings(config, task, coefficients)
-    found = (
-        SACConfig()  # of it only what env runners and learners ask for: the loss is ours
-        .environment(ENVIRONMENT, observation_space=_box(task, task.observation_size), action_space=_bounds(task))
-        .env_runners(num_env_runners=placement.num_env_runners, rollout_fragment_length=policy.fragment)
-        .learners(
-            num_learners=placement.num_learners,
-            num_gpus_per_learner=placement.gpus_per_learner,
-            learner_class=ALGORITHMS[policy.algorithm].learner,
-            learner_config_dict=settings,
-        )
-        .rl_module(rl_module_spec=_modules(config, task, scale, learned=coefficients is not None))
-        .debugging(seed=config.seed, log_level="ERROR")
-    )
-    found.torch_skip_nan_gradients = True  # the learner looks at the losses; looking at each gradient costs a sixth
-    return found
-
-
-def _modules(config: ControlConfig, task: Task, scale: np.ndarray, *, learned: bool) -> MultiRLModuleSpec:
-    spaces: dict[str, Any] = {"observation_space": _box(task, task.observation_size), "action_space": _bounds(task)}
-    shared = [float(number) for number in scale]
-    coef = config.policy.initial_entropy_coef if config.policy.entropy_coef == "auto" else config.policy.entropy_coef
-    sizes = {"scale": shared, "action_size": task.action_size}
-    policy = {"hidden": list(config.policy.hidden), "entropy_coef": coef} | sizes
-    specs = {POLICY: RLModuleSpec(module_class=ALGORITHMS[config.policy.algorithm].module, model_config=policy, **spaces)}
-    if learned:
-        settings = config.reward.model_dump(include=OF_REWARD_MODULE) | sizes
-        specs[REWARD] = RLModuleSpec(module_class=RewardModule, model_config=settings, learner_only=True, **spaces)
-    return MultiRLModuleSpec(rl_module_specs=specs)
-
-
-def _policy_settings(config: ControlConfig, task: Task) -> dict[str, Any]:
-    policy = config.policy
-    shared = {"discount": policy.discount, "learning_rate": policy.learning_rate, "weight_decay": 0.0}
-    if policy.algorithm == "ppo":
-        return shared | policy.ppo.model_dump(exclude={"epochs"})
-    return shared | {
-        "tau": policy.tau,
-        "learns_entropy_coef": policy.entropy_coef == "auto",
-        "target_entropy": -float(task.action_size),
-    }
-
-
-def _reward_settings(config: ControlConfig, task: Task, coefficients: tuple[float, float]) -> dict[str, Any]:
-    reward = config.reward
-    return {
-        "demonstration_coef": coefficients[0],
-        "preference_coef": coefficients[1],
-        "preference_temperature": reward.preference_temperature,
-        "horizon": task.horizon,
-        "loss": reward.loss,
-        "clamp": reward.clamp,
-        "learning_rate": reward.optimizer.learning_rate,
-        "weight_decay": reward.optimizer.weight_decay,
-    }
-
-
-def _box(task: Task, size: int) -> Any:
-    from gymnasium.spaces import Box
-
-    return Box(-np.inf, np.inf, (size,), np.float32)
-
-
-def _bounds(task: Task) -> Any:
-    from gymnasium.spaces import Box, Discrete
-
-    if task.is_choice:
-        return Discrete(task.action_size)
-    return Box(task.low.astype(np.float32), task.high.astype(np.float32), dtype=np.float32)
 
 
 def _number(value: Any) -> float:

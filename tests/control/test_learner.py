@@ -14,10 +14,9 @@ from rayalign.control.alternation import Alternation
 from rayalign.control.checkpoints import packed, unpacked
 from rayalign.control.data import coefficients, load_data, observation_scale
 from rayalign.control.environments import look_at
-from rayalign.control.learner import REWARD_SETTINGS, reward_loss
+from rayalign.control.learner import POLICY, REWARD_SETTINGS, reward_loss
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import Steps, reward_rows
-from rayalign.control.session import POLICY
 from rayalign.errors import Diverged, UserError
 from rayalign.objectives.control import ppo_loss, sac_loss
 from tests.control.conftest import MakeConfig

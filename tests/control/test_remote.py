@@ -10,9 +10,9 @@ import pytest
 from rayalign.control.alternation import Alternation
 from rayalign.control.data import coefficients, load_data, observation_scale
 from rayalign.control.environments import look_at
+from rayalign.control.learner import POLICY
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import Steps, reward_rows
-from rayalign.control.session import POLICY
 from rayalign.control.train import start_ray
 from rayalign.errors import PlacementError
 from tests.control.conftest import MakeConfig
