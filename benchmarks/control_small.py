@@ -1,10 +1,12 @@
-"""What is quick to see of control: `.venv/bin/python -m benchmarks.control_small exact|tiers|pendulum`.
+"""What is quick to see of control: `.venv/bin/python -m benchmarks.control_small exact|tiers|pendulum|ablation`.
 
     exact     KL(pi_E || pi) on a 6x6 gridworld with exact soft value iteration: demonstrations only, preferences only, AIHF
     tiers     the same over amounts of demonstrations and pairs, for demonstrators of three qualities: AIHF's ablation
     pendulum  true return on Pendulum-v1 from demonstrations of a scripted expert: behaviour cloning, and ML-IRL
+    ablation  true return on Pendulum-v1 over amounts of demonstrations and pairs, for demonstrators of three qualities that
+              `rayalign control expert` made: ML-IRL, preferences only, AIHF
 
-All over seeds; one, five and about twenty minutes on one core.
+All over seeds; one, one, twenty and sixty minutes on one core.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from rayalign.control.commands import load_control
 from rayalign.control.environments import look_at
 from rayalign.control.evaluation import measure_return, random_act
+from rayalign.control.experts import make_expert
 from rayalign.control.train import train
 from tests.control.test_exact import AMOUNTS, SEEDS, scores
 from tests.control.worlds import PENDULUM, demonstrate, write_demonstrations
@@ -27,14 +30,17 @@ NUMS = (1, 3, 10)
 QUALITIES = {"the expert's quality": 1.0, "temperature 2": 2.0, "temperature 4": 4.0}
 DEMONSTRATIONS = (3, 10, 40)
 PAIRS = (40, 100, 300)
+SHARES = (0.8, 0.5)  # of the way from the first return to the expert's: the two other tiers
+ABLATION_DEMONSTRATIONS, ABLATION_PAIRS = (1, 10), (30, 300)
+QUIET = ("telemetry.progress=false", "telemetry.tensorboard=false")
 
 
 def main() -> None:
-    """One of the three, with its table."""
+    """One of them, with its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["exact", "tiers", "pendulum"])
+    parser.add_argument("what", choices=["exact", "tiers", "pendulum", "ablation"])
     parser.add_argument("--out", type=Path, default=Path("runs/control-small"))
-    parser.add_argument("--seeds", type=int, default=2, help="of pendulum")
+    parser.add_argument("--seeds", type=int, default=2, help="of pendulum and ablation")
     arguments = parser.parse_args()
     if arguments.what == "exact":
         exact()
@@ -42,7 +48,7 @@ def main() -> None:
         tiers()
     else:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        pendulum(arguments.out, arguments.seeds)
+        (pendulum if arguments.what == "pendulum" else ablation)(arguments.out.absolute(), arguments.seeds)
 
 
 def exact() -> None:
@@ -78,17 +84,43 @@ def pendulum(out: Path, seeds: int) -> None:
     heads = " | ".join(f"cloning, {epochs} epochs" for epochs in EPOCHS)
     print(f"| demonstrations | {heads} | ML-IRL |\n| --- | {'--- | ' * len(EPOCHS)}--- |")
     for num in NUMS:
-        cells = [_returns(out, file, num, seeds, "behaviour_cloning", f"policy.cloning_epochs={n}") for n in EPOCHS]
-        print(f"| {num} | {' | '.join([*cells, _returns(out, file, num, seeds, 'ml_irl')])} |", flush=True)
+        demos = f"demonstrations={{path: {file}, num: {num}}}"
+        cells = [
+            _returns(out, f"cloning-{num}-{n}", seeds, "method=behaviour_cloning", demos, f"policy.cloning_epochs={n}")
+            for n in EPOCHS
+        ]
+        cells.append(_returns(out, f"ml_irl-{num}", seeds, "method=ml_irl", demos))
+        print(f"| {num} | {' | '.join(cells)} |", flush=True)
 
 
-def _returns(out: Path, file: Path, num: int, seeds: int, method: str, *settings: str) -> str:
+def ablation(out: Path, seeds: int) -> None:
+    """Mean true returns over 20 fixed resets; the experts and their pairs are made first."""
+    shares = ", ".join(str(share) for share in SHARES)
+    config = load_control(CONFIG, ["name=expert", f"run_dir={out}", f"expert.tiers=[{shares}]", *QUIET])
+    place = make_expert(config)
+    tiers = json.loads((place / "results.json").read_text(encoding="utf-8"))["tiers"]
+    alone = {}
+    for num_pairs in ABLATION_PAIRS:
+        pairs = f"preferences={{path: {place}/preferences.npz, num: {num_pairs}}}"
+        alone[num_pairs] = _returns(out, f"preferences-{num_pairs}", seeds, "method=preferences", pairs)
+    print("| demonstrators | demonstrations | pairs | ML-IRL | preferences only | AIHF |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for tier, told in tiers.items():
+        for num in ABLATION_DEMONSTRATIONS:
+            demos = f"demonstrations={{path: {place}/{tier}.npz, num: {num}}}"
+            first = _returns(out, f"ml_irl-{tier}-{num}", seeds, "method=ml_irl", demos)
+            for num_pairs in ABLATION_PAIRS:
+                pairs = f"preferences={{path: {place}/preferences.npz, num: {num_pairs}}}"
+                both = _returns(out, f"aihf-{tier}-{num}-{num_pairs}", seeds, "method=aihf", demos, pairs)
+                quality = f"{told['return_mean']:.0f}"
+                print(f"| {quality} | {num} | {num_pairs} | {first} | {alone[num_pairs]} | {both} |", flush=True)
+
+
+def _returns(out: Path, name: str, seeds: int, *settings: str) -> str:
+    """Of each seed."""
     found = []
     for seed in range(seeds):
-        name = "-".join([method, str(num), str(seed), *(setting.rpartition("=")[2] for setting in settings)])
-        source = f"demonstrations={{path: {file.absolute()}, num: {num}}}"
-        config = load_control(CONFIG, [f"name={name}", f"run_dir={out.absolute()}", f"method={method}", f"seed={seed}",
-                                       "telemetry.progress=false", source, *settings])  # fmt: skip
+        config = load_control(CONFIG, [f"name={name}-{seed}", f"run_dir={out}", f"seed={seed}", *QUIET, *settings])
         results = json.loads((train(config) / "results.json").read_text(encoding="utf-8"))
         found.append(f"{results['return_mean']:.0f}")
     return ", ".join(found)
