@@ -147,6 +147,8 @@ class ControlPolicy(Strict):
                 raise ValueError(
                     f"{name}: {self.algorithm} does not read it; leave it out, or set algorithm to the other"
                 )
+        if self.algorithm == "sac" and self.replay_size < self.warmup_steps:
+            raise ValueError(f"replay_size: {self.replay_size} does not hold the {self.warmup_steps} of warmup_steps")
         if self.algorithm == "ppo" and self.fragment < self.batch_size:
             raise ValueError(
                 f"fragment: PPO makes its batches of {self.batch_size} (batch_size) from a fragment of {self.fragment} "
@@ -243,6 +245,9 @@ class ControlConfig(WithoutCredentials):
         reward = self.reward
         if self.method == "aihf" and not (reward.demonstration_weight and reward.preference_weight):
             raise ValueError("reward: with a weight of 0 it is not aihf; set method to ml_irl or preferences")
+        own = {"ml_irl": "demonstration_weight", "preferences": "preference_weight"}.get(self.method)
+        if own is not None and not getattr(reward, own):
+            raise ValueError(f"reward.{own}: with a weight of 0 {self.method} learns no reward; set it to 1")
         if self.method == "preferences" and reward.loss != "linear":
             raise ValueError("reward.loss: preferences have no discriminator; set it to linear")
         if reward.pretrain_steps and not self.uses_preferences:
@@ -260,7 +265,16 @@ class ControlConfig(WithoutCredentials):
 
     @model_validator(mode="after")
     def _learners_have_equal_shares(self) -> ControlConfig:
-        num = max(1, self.placement.num_learners)
+        num, reward = max(1, self.placement.num_learners), self.reward
+        if reward.agent_window > self.policy.replay_size:
+            raise ValueError(
+                f"reward.agent_window: {reward.agent_window} steps, and policy.replay_size keeps {self.policy.replay_size}; "
+                "lower the one or raise the other"
+            )
+        shared = {name: getattr(reward, name) for name in ("agent_window", "demonstration_batch", "preference_batch")}
+        for name, size in shared.items():
+            if size is not None and size < num:
+                raise ValueError(f"reward.{name}: {size} does not divide among placement.num_learners ({num}); raise it")
         if self.policy.batch_size % num:
             raise ValueError(
                 f"policy.batch_size ({self.policy.batch_size}) does not divide among placement.num_learners ({num}); change "

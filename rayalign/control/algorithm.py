@@ -44,6 +44,7 @@ def algorithm_config(
         SACConfig()  # of it only what env runners and learners ask for: the loss is ours
         .environment(ENVIRONMENT, observation_space=_box(task, task.observation_size), action_space=_bounds(task))
         .env_runners(num_env_runners=placement.num_env_runners, rollout_fragment_length=policy.fragment)
+        .fault_tolerance(restart_failed_env_runners=False)  # else one that fails is left out without a word
         .learners(
             num_learners=placement.num_learners,
             num_gpus_per_learner=placement.gpus_per_learner,

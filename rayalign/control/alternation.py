@@ -41,6 +41,7 @@ class Alternation:
             weights: the two terms' coefficients; None for the environment's reward.
         """
         self.config, self.task, self._data = config, task, data
+        self._learns_reward = weights is not None
         torch.manual_seed(config.seed)
         np.random.seed(
             config.seed
@@ -51,13 +52,21 @@ class Alternation:
         self.num_in_round = 0  # environment steps of the round in progress
         self.num_updates = 0.0  # that are due: what is left of a whole one stays for the next fragment
 
-    def warm_up(self) -> None:
-        """Random steps, which PPO has no use for, and the reward's first lessons where it has any before the first round."""
+    def warm_up(self, stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Random steps, which PPO has no use for, and the reward's first lessons where it has any before the first round.
+
+        Whether it came to its end: `stopping` did not say so before.
+        """
         policy = self.config.policy
         while policy.algorithm == "sac" and len(self.replay) < policy.warmup_steps:
+            if stopping():
+                return False
             self._collect(policy.fragment, random=True)
-        for _ in range(self.config.reward.pretrain_steps):
+        for _ in range(self.config.reward.pretrain_steps if self._learns_reward else 0):
+            if stopping():
+                return False
             self._reward_step(preferences_only=True)
+        return True
 
     def policy_steps(
         self, advanced: Callable[[int], None], stopping: Callable[[], bool] = lambda: False
@@ -159,7 +168,8 @@ class Alternation:
         self.rng.bit_generator.state = state["numpy"]
         torch.set_rng_state(torch.as_tensor(state["torch"], dtype=torch.uint8))
         self.num_updates, self.num_in_round = state["num_updates"], state["num_in_round"]
-        self.session.num_steps = state["num_steps"]
+        self.session.goes_on_at(state["num_steps"])
+        np.random.seed((self.config.seed + self.session.num_steps) % 2**32)
 
     def close(self) -> None:
         """Ends RLlib's workers."""

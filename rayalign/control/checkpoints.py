@@ -15,14 +15,13 @@ from torch import Tensor
 from rayalign.config.control import ControlConfig
 from rayalign.control.alternation import Alternation
 from rayalign.control.data import file_hashes
+from rayalign.control.folder import DONE_FILE, PRODUCTS, RESULTS_FILE, STAGE
 from rayalign.errors import UserError
 from rayalign.storage.aside import write_json
 from rayalign.storage.checkpoints import STATE, CheckpointStore
 from rayalign.storage.snapshot import Snapshot, read_tensors, read_values
 from rayalign.telemetry.tracker import Tracker
 
-STAGE = "control"
-SETTINGS_FILE = "done.json"
 # What may change between a run and its going on: how it is watched and where it runs.
 FREE = {"name", "run_dir", "evaluation", "expert", "placement", "telemetry", "checkpoints", "resume", "rounds", "max_s"}
 
@@ -37,15 +36,32 @@ class ControlCheckpoints:
         self._settings |= {f"content of {name}": found for name, found in file_hashes(config).items()}
         self._saved_at = time.monotonic()
 
-    def restore(self, alternation: Alternation, tracker: Tracker, tell: Callable[[str], None]) -> int | None:
-        """The rounds that were done at the newest checkpoint, where the alternation then is; None without one."""
+    def is_finished(self) -> bool:
+        """Whether the run in this folder is finished. Raises UserError where it is, with other settings or data."""
+        file = self._folder / DONE_FILE
+        if self._config.resume == "anew" or not file.exists():
+            return False
+        self._check(read_values(file), self._folder, {"rounds": self._config.rounds})
+        return (self._folder / RESULTS_FILE).exists()
+
+    def accept(self, tell: Callable[[str], None]) -> None:
+        """Before anything is written: forgets what was there, with `resume: anew`; else raises UserError where what was
+        interrupted has other settings or data."""
         if self._config.resume == "anew":
             self._store.clear()
+            for name in PRODUCTS:
+                (self._folder / name).unlink(missing_ok=True)
+            return
+        newest = self._store.newest(tell)
+        if newest is not None:
+            self._check(newest.manifest["settings"], newest.folder)
+
+    def restore(self, alternation: Alternation, tracker: Tracker, tell: Callable[[str], None]) -> int | None:
+        """The rounds that were done at the newest checkpoint, where the alternation then is; None without one."""
         newest = self._store.newest(tell)
         if newest is None:
             tracker.keep(STAGE, 0)
             return None
-        self._check(newest.manifest["settings"], newest.folder)
         state = unpacked(read_values(newest.state / "values.json"), read_tensors(newest.state / "tensors.safetensors"))
         alternation.restore(state)
         tracker.keep(STAGE, int(newest.manifest["records"]))
@@ -71,14 +87,8 @@ class ControlCheckpoints:
 
     def finish(self) -> None:
         """The run is done: what only a resumption needs goes."""
-        write_json(self._folder / SETTINGS_FILE, self._settings | {"rounds": self._config.rounds})
+        write_json(self._folder / DONE_FILE, self._settings | {"rounds": self._config.rounds})
         self._store.clear()
-
-    def check_finished(self) -> None:
-        """Raises UserError where the run in this folder finished with other settings or data."""
-        file = self._folder / SETTINGS_FILE
-        if file.exists():
-            self._check(read_values(file), self._folder, {"rounds": self._config.rounds})
 
     def _check(self, before: Any, place: Path, further: Mapping[str, Any] = MappingProxyType({})) -> None:
         if not isinstance(before, dict):

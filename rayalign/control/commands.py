@@ -101,7 +101,8 @@ def _expert(parsed: argparse.Namespace) -> None:
 
 def _train(parsed: argparse.Namespace) -> None:
     config = load_control(parsed.config, parsed.overrides)
-    from rayalign.control.train import RESULTS_FILE, train
+    from rayalign.control.folder import RESULTS_FILE
+    from rayalign.control.train import train
 
     folder = train(config)
     _print_results(json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")))

@@ -55,6 +55,11 @@ def load_data(config: ControlConfig, task: Task) -> ControlData:
         if source is None:
             raise UserError(f"preferences: method {config.method} learns from them; set preferences.path")
         preferences = load_preferences(Path(source.path).expanduser(), task, source.num)
+        if preferences.num < config.placement.num_learners:
+            raise UserError(
+                f"placement.num_learners: {config.placement.num_learners} learners, and {source.path} has "
+                f"{preferences.num} pairs to share; lower it"
+            )
     return ControlData(demonstrations, preferences)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rayalign.control.environments import HORIZON_REASON, Task
-from rayalign.control.files import check_environment, checked_numbers, read_arrays, unit_actions, write_arrays
+from rayalign.control.files import Arrays, check_environment, checked_numbers, read_arrays, unit_actions, write_arrays
 from rayalign.errors import DataError
 
 
@@ -69,7 +69,7 @@ def load_demonstrations(path: Path, task: Task, num: int | None = None) -> Demon
     rewards = checked_numbers(path, "rewards", arrays["rewards"], (total,)) if "rewards" in arrays else None
     whole = Demonstrations(observations, actions, lengths.astype(np.int64), rewards)
     read = whole if num is None else whole.first(num)
-    _check_horizon(path, read, arrays.get("terminated"), task)
+    _check_horizon(path, read, _ended(path, arrays, total), task)
     return read
 
 
@@ -93,13 +93,25 @@ def _without_last(observations: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.delete(observations, ends, axis=0)
 
 
-def _check_horizon(path: Path, read: Demonstrations, terminated: np.ndarray | None, task: Task) -> None:
+def _ended(path: Path, arrays: Arrays, total: int) -> np.ndarray:
+    """Where the environment ended an episode: [T]."""
+    if "terminated" not in arrays:
+        return np.zeros(total, dtype=bool)
+    found = arrays["terminated"]
+    if found.dtype.kind != "b":
+        found = checked_numbers(path, "terminated", found, (total,))
+    if found.shape != (total,) or not np.isin(found, (0, 1)).all():
+        raise DataError(f"{path}: terminated is not true or false for each of {total} steps; its shape is {found.shape}")
+    return found.astype(bool)
+
+
+def _check_horizon(path: Path, read: Demonstrations, terminated: np.ndarray, task: Task) -> None:
     """Of the episodes that were asked for."""
     if task.allow_variable_horizon:
         return
     lengths = read.lengths
     if len(set(lengths.tolist())) > 1:
         raise DataError(f"{path}: episodes are of {lengths.min()} to {lengths.max()} steps, and {HORIZON_REASON}")
-    num_ended = 0 if terminated is None else int(terminated[: lengths.sum()].sum())
+    num_ended = int(terminated[: lengths.sum()].sum())
     if num_ended:
         raise DataError(f"{path}: {num_ended} episodes were ended by the environment, and {HORIZON_REASON}")

@@ -10,19 +10,23 @@ import numpy as np
 from scipy.special import expit
 
 from rayalign.config.control import ControlConfig
+from rayalign.config.load import dump_config
 from rayalign.control.alternation import Alternation
 from rayalign.control.data import ControlData, observation_scale
 from rayalign.control.demonstrations import Demonstrations, save_demonstrations
 from rayalign.control.environments import Task
 from rayalign.control.evaluation import Act, measure_return, random_act, roll_out
+from rayalign.control.folder import run_folder
 from rayalign.control.policies import SavedPolicy, save_network
 from rayalign.control.preferences import Preferences, save_preferences
-from rayalign.control.train import ControlRun, opened_run, run_folder, task_of
+from rayalign.control.train import ControlRun, opened_run, task_of
 from rayalign.errors import Stopped, UserError
 from rayalign.storage.aside import write_json
+from rayalign.storage.run_folder import make_folder, write_config
 
 STAGE = "expert"
 FIRST_RESET = 20_000  # of demonstrations: none is one of those that policies are measured on
+NOT_RESUMED = "asked to stop; an expert has no checkpoints: the same command begins again"
 NUM_RANDOM = 2  # episodes of random actions: they set the scale of observations, and are the lowest tier of pairs
 
 
@@ -45,6 +49,9 @@ def make_expert(config: ControlConfig) -> Path:
         )
     folder = run_folder(config)
     with opened_run(config, folder, task, ControlData()) as run:
+        make_folder(folder / STAGE)
+        write_config(folder / STAGE, dump_config(config))
+        run.tracker.keep(STAGE, 0)
         random = roll_out(config.environment, task, random_act(task, config.seed), NUM_RANDOM, FIRST_RESET - NUM_RANDOM)
         looks = _train(run, random)
         return _write(run, looks, random)
@@ -59,11 +66,12 @@ def _train(run: ControlRun, random: Demonstrations) -> list[Look]:
     begun, due = time.monotonic(), 0
     try:
         with run.progress.stage(STAGE, total=expert.steps) as bar:
-            alternation.warm_up()
+            if not alternation.warm_up(run.is_stopping):
+                raise Stopped(NOT_RESUMED)
             while alternation.session.num_steps < expert.steps and time.monotonic() - begun < expert.max_s:
                 numbers = alternation.policy_steps(lambda num: bar.update(advance=num), run.is_stopping)
                 if numbers is None:
-                    raise Stopped("asked to stop; an expert has no checkpoints: the same command begins again")
+                    raise Stopped(NOT_RESUMED)
                 if alternation.session.num_steps >= due:
                     due = alternation.session.num_steps + expert.evaluate_every
                     looks.append(_look(run, alternation))
@@ -134,9 +142,19 @@ def _noisy(act: Act, task: Task, noise: float, seed: int) -> Act:
 
 
 def _preferences(run: ControlRun, sources: list[Demonstrations]) -> Preferences:
-    """Pairs of segments from any two sources, answered by their true returns."""
+    """Pairs of segments from any two sources, answered by their true returns.
+
+    Raises UserError where no episode is as long as a segment.
+    """
     expert, rng = run.config.expert, np.random.default_rng(run.config.seed)
-    found = [[_segment(sources, expert.segment_length, rng) for _ in range(2)] for _ in range(expert.num_preferences)]
+    long = [source for source in sources if source.lengths.max() >= expert.segment_length]
+    if not long:
+        longest = max(int(source.lengths.max()) for source in sources)
+        raise UserError(
+            f"expert.segment_length: {expert.segment_length} steps, and the longest episode has {longest}; lower it. "
+            f"The demonstrations are written, to {run.folder / STAGE}"
+        )
+    found = [[_segment(long, expert.segment_length, rng) for _ in range(2)] for _ in range(expert.num_preferences)]
     for pair in found:
         margin = pair[0][2] - pair[1][2]
         certain = float(margin >= 0)
@@ -151,10 +169,10 @@ def _preferences(run: ControlRun, sources: list[Demonstrations]) -> Preferences:
 def _segment(
     sources: list[Demonstrations], length: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Steps of one episode, and their true return. The segment is as long as the episode at most."""
+    """Steps of one episode that is as long as that, and their true return."""
     source = sources[rng.integers(len(sources))]
     assert source.rewards is not None
-    episode = int(rng.integers(source.num))
-    begin = int(source.lengths[:episode].sum()) + int(rng.integers(max(1, source.lengths[episode] - length + 1)))
+    episode = int(rng.choice(np.flatnonzero(source.lengths >= length)))
+    begin = int(source.lengths[:episode].sum()) + int(rng.integers(source.lengths[episode] - length + 1))
     rows = slice(begin, begin + length)
     return source.observations[rows], source.actions[rows], float(source.rewards[rows].sum())

@@ -20,11 +20,11 @@ from rayalign.config.load import load_config_as
 from rayalign.control.data import load_data
 from rayalign.control.demonstrations import Demonstrations
 from rayalign.control.environments import look_at, make_environment
+from rayalign.control.folder import POLICY_FILE
 from rayalign.control.policies import SavedPolicy, load_network
 from rayalign.errors import RayalignError
 from rayalign.storage.run_folder import CONFIG_FILE
 
-POLICY_FILE = "policy.safetensors"
 FRAMES = 100  # of an episode at most
 WIDTH = 240  # pixels
 FRAME_MS = 40

@@ -6,7 +6,7 @@ reward's. What is not in the batch stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -87,10 +87,14 @@ class RewardedLearner(TorchLearner):
     def compute_gradients(self, loss_per_module: Mapping[str, Tensor], **kwargs: Any) -> dict[Any, Tensor]:
         """Every optimiser is stepped by every update, so the gradients that an earlier one left are cleared first.
 
-        A loss that is not finite leaves no gradient, and so no step.
+        A loss that is not finite leaves no gradient, and so no step. Of several learners each looks at the gradients, which
+        are averaged and so alike, and not at its own loss: all make the step, or none.
         """
         gradients = super().compute_gradients(dict(loss_per_module), **kwargs)
-        if all(bool(torch.isfinite(loss)) for loss in loss_per_module.values()):
+        seen: Iterable[Tensor] = loss_per_module.values()
+        if self.config.num_learners > 1:
+            seen = [gradient for gradient in gradients.values() if gradient is not None]
+        if all(bool(torch.isfinite(tensor).all()) for tensor in seen):
             self.num_skipped = 0
             return {name: gradient for name, gradient in gradients.items() if gradient is not None}
         self.num_skipped += 1

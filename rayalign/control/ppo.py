@@ -22,6 +22,7 @@ from rayalign.control.policies import scaled, sequential
 from rayalign.objectives.advantages import batch_whiten, generalised_advantages
 from rayalign.objectives.control import ppo_loss
 
+ROWS = ("obs", "actions")
 OLD_LOGPROB, ADVANTAGES, RETURNS = "old_logprob", "advantages", "returns"
 
 
@@ -78,23 +79,24 @@ class PpoLearner(RewardedLearner):
         A piece that does not end its episode goes on with the critic's value. Advantages are whitened over all.
         """
         module, settings = self._module[POLICY].unwrapped(), self.config.learner_config_dict[POLICY_SETTINGS]
-        found = {name: torch.cat([torch.from_numpy(piece[name]) for piece in pieces]) for name in ("obs", "actions")}
-        lengths = torch.tensor([len(piece["rewards"]) for piece in pieces])
+        place = self._device
+        found = {name: torch.from_numpy(np.concatenate([piece[name] for piece in pieces])).to(place) for name in ROWS}
+        lengths = torch.tensor([len(piece["rewards"]) for piece in pieces], device=place)
         with torch.no_grad():
             values = module.values(found["obs"])
             if REWARD in self._module:
                 rewards = self._module[REWARD].unwrapped().paid(found["obs"], found["actions"])
             else:
-                rewards = torch.cat([torch.from_numpy(piece["rewards"]) for piece in pieces])
-            last = torch.from_numpy(np.stack([piece["new_obs"][-1] for piece in pieces]))
-            goes_on = torch.tensor([1.0 - float(piece["terminateds"][-1]) for piece in pieces])
+                rewards = torch.from_numpy(np.concatenate([piece["rewards"] for piece in pieces])).to(place)
+            last = torch.from_numpy(np.stack([piece["new_obs"][-1] for piece in pieces])).to(place)
+            goes_on = torch.tensor([1.0 - float(piece["terminateds"][-1]) for piece in pieces], device=place)
             rewards[lengths.cumsum(0) - 1] += settings["discount"] * goes_on * module.values(last)
             advantages, returns = generalised_advantages(
                 rewards, values, lengths, gamma=settings["discount"], gae_lambda=settings["gae_lambda"]
             )
             found[OLD_LOGPROB] = module.logprobs(found["obs"], found["actions"])
         found |= {ADVANTAGES: batch_whiten(advantages), RETURNS: returns}
-        return {name: tensor.numpy() for name, tensor in found.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
     def policy_loss(
         self, settings: dict[str, Any], batch: dict[str, Any], fwd_out: dict[str, Tensor]

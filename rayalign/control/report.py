@@ -18,17 +18,16 @@ from rayalign.control.data import load_data
 from rayalign.control.demonstrations import Demonstrations
 from rayalign.control.environments import Task, look_at
 from rayalign.control.evaluation import correlation, roll_out
+from rayalign.control.folder import POLICY_FILE, REPORT_FILE, RESULTS_FILE, REWARD_FILE, STAGE
 from rayalign.control.frames import draw
 from rayalign.control.pictures import Curve, StepRewards, draw_curves, draw_rewards, draw_states
 from rayalign.control.policies import Network, SavedPolicy, load_network
-from rayalign.control.train import POLICY_FILE, RESULTS_FILE, REWARD_FILE, STAGE
 from rayalign.errors import DataError, UserError
 from rayalign.evaluate.statistics import mean_interval
 from rayalign.report.page import Picture, Section, page
 from rayalign.storage.aside import written_aside
 from rayalign.storage.run_folder import CONFIG_FILE
 
-REPORT_FILE = "report.html"
 EPISODES = 3  # whose steps stand for a source
 CURVES = {
     "reward/margin_demo_minus_agent": "learned reward of demonstrations\nminus that of the policy (a step)",
@@ -67,7 +66,7 @@ def read_result(folder: Path) -> ControlResult:
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Writes `out`, or report.html in the one run's folder, or above the runs' folders. Raises UserError."""
-    runs = [read_result(folder.expanduser().absolute()) for folder in folders]
+    runs = [read_result(folder) for folder in dict.fromkeys(folder.expanduser().absolute() for folder in folders)]
     environments = {run.config.environment.id for run in runs}
     if len(environments) > 1:
         raise UserError(f"report: runs of {' and '.join(sorted(environments))}; give runs of one environment")
@@ -86,7 +85,13 @@ def _groups(runs: Sequence[ControlResult]) -> dict[str, list[ControlResult]]:
     found: dict[str, list[ControlResult]] = defaultdict(list)
     for run in runs:
         found[run.config.model_copy(update={"seed": 0, "name": "", "run_dir": ""}).model_dump_json()].append(run)
-    return {group[0].config.name + (f" ({len(group)} seeds)" if len(group) > 1 else ""): group for group in found.values()}
+    named: dict[str, list[ControlResult]] = {}
+    for group in found.values():
+        name, seeds = group[0].config.name, len({run.config.seed for run in group})
+        if any(other.folder != group[0].folder and other.config.name == name for other in runs if other not in group):
+            name = f"{name} in {group[0].folder.parent}"
+        named[name + (f" ({seeds} seeds)" if seeds > 1 else "")] = group
+    return named
 
 
 def _verdict(runs: Sequence[ControlResult]) -> list[str]:
@@ -98,7 +103,7 @@ def _verdict(runs: Sequence[ControlResult]) -> list[str]:
             lines.append(f"{label}: not finished; {done} of {group[0].config.rounds} rounds are done.")
             continue
         each = [result["returns"] for result in finished]
-        over = f"{len(each)} seeds" if len(each) > 1 else f"{len(each[0])} resets"
+        over = f"{len(each)} runs" if len(each) > 1 else f"{len(each[0])} resets"
         found = mean_interval([float(np.mean(one)) for one in each] if len(each) > 1 else each[0])
         told = f"{label}: a true return of {found.mean:,.1f} (95% interval {found.low:,.1f} to {found.high:,.1f}, {over})"
         expert = finished[0].get("demonstrations_return_mean")
@@ -107,6 +112,9 @@ def _verdict(runs: Sequence[ControlResult]) -> list[str]:
         correlations = [one["reward_correlation"] for one in finished if one.get("reward_correlation") is not None]
         if correlations:
             told += f". Learned and true reward of a step correlate at {np.mean(correlations):.2f}"
+        cut = [one["rounds"] for one in finished if one.get("rounds") not in (None, group[0].config.rounds)]
+        if cut:
+            told += f". max_s ended it after round {min(cut)} of {group[0].config.rounds}"
         lines.append(told + ".")
     return lines
 

@@ -6,21 +6,25 @@ with them the same classes are Ray actors of a cluster.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from ray.exceptions import RayError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
+from rayalign.actors.deadline import failure
 from rayalign.config.control import ControlConfig
 from rayalign.control.algorithm import ENVIRONMENT, algorithm_config
 from rayalign.control.environments import HORIZON_REASON, Task, make_environment
@@ -30,6 +34,7 @@ from rayalign.errors import Diverged, UserError, WorkerLost
 
 SKIPS_ALLOWED = 3
 CALL_S = 600.0  # of any call to RLlib's actors
+CLOSE_S = 30.0
 T = TypeVar("T")
 METRICS = {
     POLICY: ("critic_loss", "q_mean", "entropy", "entropy_coef", "clipped_frac", "kl_from_sampler"),
@@ -62,7 +67,7 @@ class RlSession:
         self.task = task
         self._policy = config.policy
         self._num_learners = max(1, config.placement.num_learners)
-        self._learns_remotely = config.placement.num_learners > 0
+        self._num_runners, self._is_remote = config.placement.num_env_runners, config.placement.remote
         algorithm = algorithm_config(config, task, scale, coefficients)
         register_env(ENVIRONMENT, lambda _: make_environment(config.environment))
         self._group: EnvRunnerGroup | None = None
@@ -70,13 +75,15 @@ class RlSession:
         with warnings.catch_warnings():
             # Of RLlib's own name for the environment, where a process has had a session before.
             warnings.filterwarnings("ignore", message=".*Overriding environment")
-            if config.placement.num_env_runners:
-                self._group = EnvRunnerGroup(config=algorithm, local_env_runner=False)
-                self._group.foreach_env_runner(_seed_random_actions, local_env_runner=False)
+            if self._num_runners:
+                make = partial(EnvRunnerGroup, config=algorithm, local_env_runner=False)
+                self._group = self._ask("start of env runners", make)
+                self._of_runners("start", _seed_random_actions)
             else:
                 self._local = SingleAgentEnvRunner(config=algorithm, worker_index=0)
                 _seed_random_actions(self._local)
-        self._learners = algorithm.build_learner_group(rl_module_spec=algorithm.rl_module_spec)
+        build = partial(algorithm.build_learner_group, rl_module_spec=algorithm.rl_module_spec)
+        self._learners = self._ask("start of learners", build)
         self.num_steps = 0
         self.push_weights()
 
@@ -97,17 +104,21 @@ class RlSession:
 
     def _episodes(self, num: int, random: bool) -> list[Any]:
         if self._local is not None:
-            return list(self._local.sample(num_timesteps=num, random_actions=random))
-        assert self._group is not None
-        each = -(-num // max(1, self._group.num_healthy_remote_workers()))
-        found = self._group.foreach_env_runner(
-            lambda runner: runner.sample(num_timesteps=each, random_actions=random),
-            local_env_runner=False,
-            timeout_seconds=CALL_S,
-        )
-        if not found:
-            raise WorkerLost(f"sampling: no env runner answered within {CALL_S:g} s; see Ray's logs")
+            return _drawn(self._local, num, random)
+        each = -(-num // self._num_runners)
+        found = self._of_runners("sampling", lambda runner: _drawn(runner, each, random))
         return [episode for episodes in found for episode in episodes]
+
+    def _of_runners(self, what: str, call: Callable[[Any], Any]) -> list[Any]:
+        """What each remote env runner gives. Raises WorkerLost for one that died, failed or is late."""
+        assert self._group is not None
+        try:
+            found = self._group.foreach_env_runner(call, local_env_runner=False, timeout_seconds=CALL_S)
+        except RayError as error:
+            raise failure(error, what) from error
+        if len(found) < self._num_runners:
+            raise WorkerLost(f"{what}: {len(found)} of {self._num_runners} env runners answered within {CALL_S:g} s")
+        return list(found)
 
     def _piece(self, episode: Any, random: bool) -> dict[str, np.ndarray]:
         observations = np.asarray(episode.get_observations(), np.float32)
@@ -166,12 +177,7 @@ class RlSession:
         if self._local is not None:
             self._local.set_state({"rl_module": weights})
         else:
-            assert self._group is not None
-            self._group.foreach_env_runner(
-                lambda runner: runner.set_state({"rl_module": weights}),
-                local_env_runner=False,
-                timeout_seconds=CALL_S,
-            )
+            self._of_runners("weights", lambda runner: runner.set_state({"rl_module": weights}))
 
     def weights(self, module: str) -> dict[str, Any]:
         """A module's parameters, as arrays by name."""
@@ -185,9 +191,9 @@ class RlSession:
     def _of_each(self, call: Callable[[Any], Any]) -> list[dict[str, Any]]:
         return [dict(result.get()) for result in self._learners.foreach_learner(call)]
 
-    def _ask(self, what: str, call: Callable[[], T]) -> T:
-        """What `call` gives; of learners in other processes within the deadline, which RLlib's own calls do not have."""
-        if not self._learns_remotely:
+    def _ask(self, what: str, call: Callable[[], T], limit_s: float = CALL_S) -> T:
+        """What `call` gives; of other processes within the deadline, which RLlib's own calls do not have."""
+        if not self._is_remote:
             return call()
         answer: Future[T] = Future()
 
@@ -199,9 +205,11 @@ class RlSession:
 
         threading.Thread(target=work, daemon=True).start()  # one that hangs does not keep the process from its end
         try:
-            return answer.result(CALL_S)
+            return answer.result(limit_s)
         except TimeoutError:
-            raise WorkerLost(f"{what}: the learners did not answer within {CALL_S:g} s; see Ray's logs") from None
+            raise WorkerLost(f"{what}: RLlib's workers did not answer within {limit_s:g} s; is there room?") from None
+        except RayError as error:
+            raise failure(error, what) from error
 
     def state(self) -> dict[str, Any]:
         """All of the learners: modules, targets, optimisers, entropy coefficient."""
@@ -212,18 +220,41 @@ class RlSession:
         self._ask("restoring", lambda: self._learners.set_state(state))
         self.push_weights()
 
+    def goes_on_at(self, num_steps: int) -> None:
+        """After a resumption: other resets and random actions than those that the run began with."""
+        self.num_steps = num_steps
+        begin = partial(_seed_anew, more=num_steps)
+        if self._local is not None:
+            begin(self._local)
+        else:
+            self._of_runners("seeds", begin)
+
     def close(self) -> None:
-        """Ends env runners and learners."""
-        self._learners.shutdown()
+        """Ends env runners and learners; what does not end is left to Ray."""
+        with contextlib.suppress(WorkerLost):
+            self._ask("end of learners", self._learners.shutdown, CLOSE_S)
         if self._local is not None:
             self._local.stop()
         if self._group is not None:
-            self._group.stop()
+            with contextlib.suppress(WorkerLost):
+                self._ask("end of env runners", self._group.stop, CLOSE_S)
+
+
+def _drawn(runner: SingleAgentEnvRunner, num: int, random: bool) -> list[Any]:
+    """Pieces of episodes; what RLlib keeps of them for metrics that nobody reads is dropped."""
+    found = list(runner.sample(num_timesteps=num, random_actions=random))
+    runner.get_metrics()
+    return found
 
 
 def _seed_random_actions(runner: SingleAgentEnvRunner) -> None:
     """RLlib seeds resets and policies, and leaves these to chance."""
     runner.env.action_space.seed(runner.config.seed + runner.worker_index)
+
+
+def _seed_anew(runner: SingleAgentEnvRunner, more: int) -> None:
+    runner._seed = (runner.config.seed + runner.worker_index + more) % 2**31  # of its first reset
+    runner.env.action_space.seed(runner._seed)
 
 
 def _number(value: Any) -> float:

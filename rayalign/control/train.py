@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rayalign.config.control import ControlConfig
 from rayalign.config.load import dump_config
@@ -20,6 +21,7 @@ from rayalign.control.cloning import clone
 from rayalign.control.data import ControlData, coefficients, load_data, observation_scale
 from rayalign.control.environments import Task, look_at
 from rayalign.control.evaluation import correlation, measure_return, roll_out
+from rayalign.control.folder import POLICY_FILE, RESULTS_FILE, REWARD_FILE, STAGE, run_folder
 from rayalign.control.policies import Network, SavedPolicy, load_network, save_network
 from rayalign.errors import PlacementError, Stopped, UserError, is_disk_full
 from rayalign.stopping import stop_on_sigterm
@@ -29,8 +31,6 @@ from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.progress import Bar, Progress
 from rayalign.telemetry.tracker import Tracker
 
-STAGE = "control"
-POLICY_FILE, REWARD_FILE, RESULTS_FILE = "policy.safetensors", "reward.safetensors", "results.json"
 STOP_FILE = ".stop"
 CLAMPED_TOO_OFTEN = 0.5
 
@@ -57,33 +57,35 @@ def train(config: ControlConfig) -> Path:
     Raises UserError for what the user can mend, RayalignError for what failed on the way.
     """
     folder = run_folder(config)
-    task = task_of(config)
+    task = task_of(config, learns=config.method != "behaviour_cloning")
     data = load_data(config, task)
-    if (folder / RESULTS_FILE).exists() and config.resume == "auto":
-        ControlCheckpoints(config, folder).check_finished()
+    checkpoints = ControlCheckpoints(config, folder)
+    if checkpoints.is_finished():
         Progress(config.telemetry.progress, sys.stderr).say(f"{config.name}: finished before, kept")
         return folder
     with opened_run(config, folder, task, data) as run:
-        results = _train_by_method(run)
+        checkpoints.accept(run.progress.say)
+        write_config(folder, dump_config(config))
+        results = _train_by_method(run, checkpoints)
         write_json(folder / RESULTS_FILE, results)
-        ControlCheckpoints(config, folder).finish()
+        if results["rounds"] in (None, config.rounds):
+            checkpoints.finish()
+        else:
+            run.progress.say(
+                f"max_s: ended after round {results['rounds']} of {config.rounds}; the same command goes on from there"
+            )
     return folder
 
 
-def task_of(config: ControlConfig) -> Task:
-    """The config's task. Raises UserError for one that its algorithm cannot act in."""
+def task_of(config: ControlConfig, *, learns: bool = True) -> Task:
+    """The config's task. Raises UserError for one that its algorithm cannot learn to act in."""
     task = look_at(config.environment)
-    if task.is_choice and config.policy.algorithm == "sac" and config.method != "behaviour_cloning":
+    if task.is_choice and config.policy.algorithm == "sac" and learns:
         raise UserError(
             f"policy.algorithm: actions of {task.environment} are choices among {task.action_size}, and SAC gives vectors; "
             "set it to ppo, with fragment: 2048"
         )
     return task
-
-
-def run_folder(config: ControlConfig) -> Path:
-    """Where a run writes."""
-    return Path(config.run_dir).expanduser().absolute() / config.name
 
 
 def evaluate(config: ControlConfig) -> dict[str, Any]:
@@ -98,11 +100,10 @@ def evaluate(config: ControlConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def opened_run(config: ControlConfig, folder: Path, task: Task, data: ControlData) -> Iterator[ControlRun]:
-    """A run's folder, held, with its config, its metrics and, where anything is remote, Ray."""
+    """A run's folder, held, with its metrics and, where anything is remote, Ray."""
     try:
         make_folder(folder)
         with held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
-            write_config(folder, dump_config(config))
             progress = Progress(config.telemetry.progress, sys.stderr)
             start_ray(config)
             resolved = config.model_dump(mode="json")
@@ -117,6 +118,8 @@ def opened_run(config: ControlConfig, folder: Path, task: Task, data: ControlDat
 def start_ray(config: ControlConfig) -> None:
     """Only where something runs outside this process. Raises PlacementError where there is no room: RLlib would wait."""
     placement = config.placement
+    if placement.gpus_per_learner and not placement.num_learners and not torch.cuda.is_available():
+        raise PlacementError("placement.gpus_per_learner: this machine has no GPU for the learner; set it to 0")
     if not placement.remote:
         return
     from rayalign.actors.cluster import cluster_nodes, connect
@@ -133,34 +136,40 @@ def start_ray(config: ControlConfig) -> None:
         )
 
 
-def _train_by_method(run: ControlRun) -> dict[str, Any]:
+def _train_by_method(run: ControlRun, checkpoints: ControlCheckpoints) -> dict[str, Any]:
     if run.config.method == "behaviour_cloning":
-        return _results(run, _clone(run), None)
+        run.tracker.keep(STAGE, 0)
+        return _results(run, _clone(run), None) | {"rounds": None}
     scale = observation_scale(run.config, run.data.observations())
     alternation = Alternation(run.config, run.task, run.data, scale, coefficients(run.config, run.data))
     try:
-        run_rounds(run, alternation)
-        return _results(run, alternation.policy(), alternation.reward())
+        done = run_rounds(run, alternation, checkpoints)
+        return _results(run, alternation.policy(), alternation.reward()) | {"rounds": done}
     finally:
         alternation.close()
 
 
-def run_rounds(run: ControlRun, alternation: Alternation) -> None:
-    """The alternation, round after round, from the newest checkpoint where there is one."""
+def run_rounds(run: ControlRun, alternation: Alternation, checkpoints: ControlCheckpoints) -> int:
+    """The alternation, round after round, from the newest checkpoint where there is one; the rounds that are done.
+
+    Where `max_s` ends it before the last one, there is a checkpoint to go on from.
+    """
     config = run.config
-    checkpoints = ControlCheckpoints(config, run.folder)
     done = checkpoints.restore(alternation, run.tracker, run.progress.say)
-    if done is None:
-        alternation.warm_up()
+    if done is None and not alternation.warm_up(run.is_stopping):
+        raise Stopped("asked to stop before the first round, of which nothing is saved: the same command begins again")
     clock, begun, first = Clock(), time.monotonic(), (done or 0) + 1
+    number = first - 1
     total = (config.rounds - first + 1) * config.policy.steps_per_round - alternation.num_in_round
     with run.progress.stage(STAGE, total=total) as bar:
         for number in range(first, config.rounds + 1):
             metrics = _round(run, alternation, bar, clock)
             if metrics is None:
                 checkpoints.save(alternation, number - 1, run.tracker)
-                raise Stopped(f"asked to stop in round {number}, which is saved; the same command goes on from there")
-            is_last = number == config.rounds or (config.max_s is not None and time.monotonic() - begun > config.max_s)
+                on = "the same command, without resume=anew," if config.resume == "anew" else "the same command"
+                raise Stopped(f"asked to stop in round {number}, which is saved; {on} goes on from there")
+            is_cut = config.max_s is not None and time.monotonic() - begun > config.max_s
+            is_last = number == config.rounds or is_cut
             if number % config.evaluation.every == 0 or is_last:
                 metrics |= _true_return(run, alternation.policy(), clock)
             metrics |= {name: metric.value() for name, metric in clock.lap().items()}
@@ -170,6 +179,9 @@ def run_rounds(run: ControlRun, alternation: Alternation) -> None:
             if is_last:
                 break
             checkpoints.save_if_due(alternation, number, run.tracker)
+    if number < config.rounds:
+        checkpoints.save(alternation, number, run.tracker)
+    return number
 
 
 def _round(run: ControlRun, alternation: Alternation, bar: Bar, clock: Clock) -> dict[str, float] | None:
@@ -208,6 +220,8 @@ def _clone(run: ControlRun) -> SavedPolicy:
     with run.progress.stage(STAGE, total=run.config.policy.cloning_epochs, unit="epoch") as bar:
 
         def tell(epoch: int, loss: float) -> None:
+            if run.is_stopping():
+                raise Stopped("asked to stop; cloning has no checkpoints: the same command begins again")
             bar.update(advance=1, note={"loss": loss})
             run.tracker.log(STAGE, None, epoch, {"policy/cloning_loss": loss})
 

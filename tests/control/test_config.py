@@ -54,6 +54,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "sac's": (["policy.algorithm=ppo", "policy.fragment=2048", "policy.tau=0.1"], "tau: ppo does not read it"),
     "fragment": (["policy.algorithm=ppo", "policy.fragment=100"], "from a fragment of 100 steps; raise fragment"),
     "round": (["policy.algorithm=ppo", "policy.fragment=2048"], "200 is less than PPO's fragment of 2048"),
+    "no weight": (["reward.demonstration_weight=0"], "with a weight of 0 ml_irl learns no reward"),
+    "replay": (["policy.replay_size=100"], "does not hold the 400 of warmup_steps"),
+    "window": (["policy.replay_size=400", "reward.agent_window=500"], "policy.replay_size keeps 400"),
+    "shares": (["method=aihf", "reward.preference_batch=1", "placement.num_learners=2"], "preference_batch: 1 does not"),
     "batch": (["policy.batch_size=100", "placement.num_learners=3"], "policy.batch_size"),
 }
 

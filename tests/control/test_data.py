@@ -121,14 +121,41 @@ def test_bad_preferences(case: str, tmp_path: Path, task: Task) -> None:
     assert line.startswith(f"{path}: ") and told in line and "\n" not in line
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not an archive", b"PK\x03\x04torn", "objects"])
+@pytest.mark.parametrize("content", [None, b"", b"not an archive", b"PK\x03\x04torn", "objects", "one array"])
 def test_files_that_are_none(content: bytes | str | None, tmp_path: Path, task: Task) -> None:
     path = tmp_path / "demos.npz"
     if content == "objects":
         np.savez(path, observations=np.array([{}]), actions=np.zeros(1), lengths=np.ones(1, dtype=int))
+    elif content == "one array":
+        np.save(path.with_suffix(".npy"), np.zeros(3))
+        path.with_suffix(".npy").rename(path)
     elif isinstance(content, bytes):
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"demos\.npz: (no such file|not an npz file)"):
+        load_demonstrations(path, task)
+
+
+def test_a_damaged_byte_is_told_wherever_it_lies(tmp_path: Path, task: Task) -> None:
+    """Or does no harm: what a compressed file makes of it differs from byte to byte."""
+    path = write_demonstrations(tmp_path / "demos.npz", 1)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    told = 0
+    for place in rng.integers(0, len(whole), 150):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            load_demonstrations(path, task)
+        except DataError as error:
+            told += 1
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    assert told > 75
+
+
+@pytest.mark.parametrize("ended", [np.zeros(2), np.full(400, "no"), np.full(400, np.nan), np.array(True), np.full(400, 2)])
+def test_ends_that_are_none(ended: np.ndarray, tmp_path: Path, task: Task) -> None:
+    path = changed(write_demonstrations(tmp_path / "demos.npz", 2), put("terminated", ended))
+    with pytest.raises(DataError, match=r"demos\.npz: terminated"):
         load_demonstrations(path, task)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from rayalign.control.alternation import Alternation
-from rayalign.control.data import coefficients, load_data, observation_scale
+from rayalign.control.data import ControlData, coefficients, load_data, observation_scale
 from rayalign.control.environments import look_at
 from rayalign.control.learner import POLICY
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import Steps, reward_rows
 from rayalign.control.train import start_ray
-from rayalign.errors import PlacementError
+from rayalign.errors import PlacementError, WorkerLost
 from tests.control.conftest import MakeConfig
 
 PLACES: list[dict[str, int]] = [{}, {"num_learners": 2}]
@@ -56,6 +56,52 @@ def test_two_learners_give_the_gradients_of_one(small: MakeConfig) -> None:
             alternation.close()
     for name, array in found[0].items():
         assert np.allclose(array, found[1][name], atol=1e-5), name
+
+
+@pytest.mark.own_process
+def test_ppo_over_two_learners_makes_the_step_of_one(small: MakeConfig) -> None:
+    """One batch, which each of the two sees half of; then both take a batch whose loss is not finite, and leave it."""
+    policy = {"algorithm": "ppo", "warmup_steps": 400, "fragment": 32, "steps_per_round": 32}
+    found: list[dict[str, Any]] = []
+    for place in PLACES:
+        config = small(policy=policy, placement={"object_store_mib": 80, **place})
+        start_ray(config)
+        alternation = Alternation(config, look_at(config.environment), ControlData(), np.ones(3, np.float32), None)
+        session = alternation.session
+        try:
+            if not found:
+                start, pieces = session.state(), session.sample(32)
+            else:
+                session.restore(start)
+            rows = session.advantage_rows(pieces)
+            session.update_policy(rows)
+            found.append(session.weights(POLICY))
+            if place:
+                bad = rows | {"advantages": np.where(np.arange(32) == 0, np.nan, rows["advantages"]).astype(np.float32)}
+                session.update_policy(bad)
+                for weights in session.of_each_learner(POLICY):
+                    assert all(np.allclose(array, found[-1][name], atol=1e-7) for name, array in weights.items())
+        finally:
+            alternation.close()
+    assert any(np.abs(found[0][name] - start["learner"]["rl_module"][POLICY][name]).max() > 1e-5 for name in found[0])
+    for name, array in found[0].items():
+        assert np.allclose(array, found[1][name], atol=1e-6), name
+
+
+@pytest.mark.own_process
+def test_a_dead_learner_is_one_line(small: MakeConfig) -> None:
+    import ray
+
+    config = small(placement={"object_store_mib": 80, "num_learners": 1})
+    start_ray(config)
+    alternation = Alternation(config, look_at(config.environment), ControlData(), np.ones(3, np.float32), None)
+    try:
+        for actor in alternation.session._learners._worker_manager.actors().values():
+            ray.kill(actor)
+        with pytest.raises(WorkerLost, match="^weights: the worker died"):
+            alternation.session.weights(POLICY)
+    finally:
+        alternation.close()
 
 
 @pytest.mark.own_process

@@ -13,6 +13,7 @@ import yaml
 from rayalign.config.control import ControlConfig
 from rayalign.control.alternation import Alternation
 from rayalign.control.commands import load_control
+from rayalign.control.data import ControlData
 from rayalign.control.demonstrations import load_demonstrations
 from rayalign.control.environments import look_at
 from rayalign.control.experts import make_expert
@@ -123,9 +124,10 @@ def test_a_run_that_stops_in_its_first_round_has_warmed_up(small: MakeConfig, mo
     folder = Path(config.run_dir) / config.name
     warm_up = Alternation.warm_up
 
-    def then_stop(self: Alternation) -> None:
-        warm_up(self)
+    def then_stop(self: Alternation, stopping: Any) -> bool:
+        done = warm_up(self, stopping)
         (folder / STOP_FILE).touch()
+        return done
 
     monkeypatch.setattr(Alternation, "warm_up", then_stop)
     with pytest.raises(Stopped, match="in round 1"):
@@ -179,11 +181,17 @@ def test_choices(tmp_path: Path) -> None:
         "policy.steps_per_round=256",
         "rounds=2",
         "evaluation={every: 2, num_episodes: 2}",
-        "expert={steps: 512, evaluate_every: 256, num_trajectories: 10, num_preferences: 10, segment_length: 5}",
+        "seed=1",  # with which one of the two random episodes is shorter than a segment
+        "expert={steps: 512, evaluate_every: 256, num_trajectories: 10, num_preferences: 40, segment_length: 20}",
         "telemetry={tensorboard: false, progress: false}",
     ]
     file = REPOSITORY / "configs" / "control" / "cartpole.yaml"
-    make_expert(load_control(file, overrides))
+    place = make_expert(load_control(file, overrides))
+    pairs = load_preferences(place / "preferences.npz", look_at(load_control(file).environment))
+    jumps = np.abs(np.diff(pairs.observations[..., 2], axis=2)).max()  # of the pole's angle within a segment
+    assert pairs.length == 20 and jumps < 0.1
+    with pytest.raises(UserError, match="expert.segment_length: 501 steps, and episodes"):
+        make_expert(load_control(file, [*overrides, "expert.segment_length=501"]))
     for number, method in enumerate(("aihf", "behaviour_cloning")):
         folder = train(load_control(file, [*overrides, f"name=run{number}", f"method={method}"]))
         assert 5 < json.loads((folder / "results.json").read_text())["return_mean"] <= 500
@@ -191,11 +199,65 @@ def test_choices(tmp_path: Path) -> None:
         train(load_control(file, [*overrides, "name=sac", "policy.algorithm=sac", "policy.ppo={}"]))
 
 
-def test_a_limit_of_time_ends_a_run_with_its_networks(small: MakeConfig) -> None:
-    config = small(rounds=50, max_s=0.001)
+def test_a_limit_of_time_ends_a_start_with_its_networks(small: MakeConfig) -> None:
+    """And the next start does the next round."""
+    config = small(rounds=3, max_s=0.001)
+    folder = Path(config.run_dir) / config.name
+    for num in (1, 2, 3):
+        assert train(config) == folder
+        assert [record["round"] for record in records(folder)] == list(range(1, num + 1))
+        assert (folder / "policy.safetensors").exists()
+        assert json.loads((folder / "results.json").read_text())["rounds"] == num
+        assert (folder / "done.json").exists() == (num == 3)
+    train(config)
+    assert len(records(folder)) == 3
+
+
+def test_anew_leaves_nothing_of_before(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a reward beside a clone, nor results of the old run beside a new one that was stopped."""
+    folder = train(small())
+    train(small(method="behaviour_cloning", policy={"cloning_epochs": 2}, resume="anew"))
+    assert not (folder / "reward.safetensors").exists()
+    assert all("policy/cloning_loss" in record for record in records(folder))
+    monkeypatch.setattr(Alternation, "policy_steps", lambda *_: None)
+    with pytest.raises(Stopped, match="in round 1, .*without resume=anew, goes on"):
+        train(small(resume="anew"))
+    assert not (folder / "results.json").exists() and not (folder / "policy.safetensors").exists()
+    monkeypatch.undo()
+    train(small())
+    assert len(records(folder)) == 2
+
+
+def test_what_is_refused_changes_nothing(small: MakeConfig) -> None:
+    config = small(rounds=2, max_s=0.001)
     folder = train(config)
-    assert [record["round"] for record in records(folder)] == [1]
-    assert (folder / "policy.safetensors").exists() and (folder / "results.json").exists()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="made with another policy"):
+        train(small(rounds=2, policy={"tau": 0.5}))
+    make_expert(small(seed=3, expert={"steps": 40, "num_trajectories": 1, "num_preferences": 0}))
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert before.pop("metrics.jsonl") in after.pop("metrics.jsonl")
+    assert before == after and "seed: 3" in (folder / "expert" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("method", ["preferences", "behaviour_cloning"])
+def test_an_expert_follows_the_true_reward_whatever_the_method(small: MakeConfig, method: str) -> None:
+    settings = {"reward": {"pretrain_steps": 2}} if method == "preferences" else {}
+    place = make_expert(small(method=method, expert={"steps": 40, "num_trajectories": 1, "num_preferences": 0}, **settings))
+    assert (place / "demonstrations.npz").exists()
+
+
+def test_steps_are_not_kept_beside_the_replay(small: MakeConfig) -> None:
+    """RLlib keeps every step for metrics until it is asked for them."""
+    config = small()
+    alternation = Alternation(config, look_at(config.environment), ControlData(), np.ones(3, np.float32), None)
+    try:
+        alternation.session.sample(450, random=True)
+        runner = alternation.session._local
+        assert runner is not None and not runner._done_episodes_for_metrics
+        assert not any(len(pieces) > 1 for pieces in runner._ongoing_episodes_for_metrics.values())
+    finally:
+        alternation.close()
 
 
 def test_the_same_seed_gives_the_same_run(small: MakeConfig) -> None:
