@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_serve_reward(commands)
     _add_evaluate(commands)
+    _add_compare(commands)
     add_control(commands, _command, _Parser)
     return parser
 
@@ -196,6 +197,19 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
     evaluate.add_argument("--out", type=Path, metavar="FILE", help="adds the results to this file instead")
     _add_model_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="put evaluations side by side",
+        description="A table of what suites measured in each PLACE, differences to the first, pair by pair, with\n"
+        "intervals, and what differs in the runs' configs.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("places", nargs="+", type=Path, metavar="PLACE", help="folders with an evaluation.json")
+    compare.set_defaults(run=_compare)
 
 
 def _add_model_options(command: argparse.ArgumentParser) -> None:
@@ -315,6 +329,12 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     )
     print("\n".join(table(results)))
     print(f"evaluation: {file}")
+
+
+def _compare(parsed: argparse.Namespace) -> None:
+    from rayalign.suites.compare import compare
+
+    print("\n".join(compare(parsed.places)))
 
 
 def _load(name: str, overrides: Sequence[str]) -> RunConfig:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rayalign.evaluate.statistics import accuracy_interval
 
+RIGHT = {"1": 1.0, "0": 0.0, "=": 0.5}  # of a pair: ranked right, wrong, a tie
 NUM_BINS = 10  # of confidence, from a half to 1
 LENGTH_EDGES = (-0.7, -0.2, 0.2, 0.7)  # of log(chosen / rejected): half as long, as long within a fifth, twice as long
 LENGTH_NAMES = (
@@ -42,7 +43,7 @@ class ScoredPairs:
 
 
 def reward_accuracy(pairs: ScoredPairs) -> dict[str, Any]:
-    """The results as evaluation.json holds them.
+    """The results as evaluation.json holds them; `right` has a mark of RIGHT for each pair.
 
     `score` is the mean of the sections' accuracies, and a section's that of its pairs, as RewardBench weights them
     (Lambert et al. 2024, arXiv 2403.13787, section 4.2, without the older test sets).
@@ -55,6 +56,7 @@ def reward_accuracy(pairs: ScoredPairs) -> dict[str, Any]:
         "sections": sections,
         "calibration": calibration(margins),
         "length": length_reliance(margins, pairs.chosen_lengths, pairs.rejected_lengths),
+        "right": "".join("1" if margin > 0 else "0" if margin < 0 else "=" for margin in margins),
     }
 
 

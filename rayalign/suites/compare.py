@@ -1,0 +1,97 @@
+"""`rayalign compare PLACE PLACE ...`: evaluations side by side, each against the first, and what differs in the configs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayalign.errors import UserError
+from rayalign.evaluate.reward_accuracy import RIGHT
+from rayalign.evaluate.statistics import paired_difference
+from rayalign.stages.checkpoints import differences
+from rayalign.storage.run_folder import CONFIG_FILE
+from rayalign.suites.record import EVALUATION_FILE, read_evaluation
+
+WIDTH = 24
+OF_THE_NAME = ("name", "run_dir")  # differ between any two runs
+
+
+def compare(places: Sequence[Path]) -> list[str]:
+    """Lines for a terminal. Raises UserError for fewer than two places, and for one without an evaluation."""
+    if len(places) < 2:
+        raise UserError("compare: give two places or more, each with an evaluation.json")
+    found = {_name(place, places): _suites(place) for place in places}
+    common = [suite for suite in next(iter(found.values())) if all(suite in suites for suites in found.values())]
+    if not common:
+        told = "; ".join(f"{name} has {', '.join(suites)}" for name, suites in found.items())
+        raise UserError(f"compare: no suite was run on all of them ({told}); run rayalign evaluate on each")
+    lines: list[str] = []
+    for suite in common:
+        lines += _reward({name: suites[suite] for name, suites in found.items()})
+    return lines + _configs(places)
+
+
+def _suites(place: Path) -> dict[str, Any]:
+    file = place.expanduser()
+    file = file / EVALUATION_FILE if file.is_dir() else file
+    suites: dict[str, Any] = read_evaluation(file)["suites"]
+    if not suites:
+        raise UserError(f"{place}: holds no evaluation; run rayalign evaluate {place} --suite reward --pairs FILE")
+    return suites
+
+
+def _name(place: Path, places: Sequence[Path]) -> str:
+    """Its last part, or all of it where another one ends alike."""
+    alone = [other.name for other in places].count(place.name) == 1
+    return place.name if alone and place.name else str(place)
+
+
+def _reward(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Accuracies, with the paired difference to the first where the pairs are the same."""
+    names, first = list(found), next(iter(found.values()))
+    data = first["data"]
+    lines = [f"reward: {data['num_rows']} pairs of {data['path']}, fingerprint {data['fingerprint'][:8]}"]
+    others = [name for name in names[1:] if found[name]["data"]["fingerprint"] != data["fingerprint"]]
+    if others:
+        lines.append(f"  measured on other pairs, and so without a difference: {', '.join(others)}")
+    lines.append(f"  {'':<{WIDTH}}" + "".join(f"{name:>{WIDTH}}" for name in names))
+    rows = {"score": [f"{one['results']['score']:.3f}" for one in found.values()]}
+    rows["every pair"] = [_interval(one["results"]) for one in found.values()]
+    for section in first["results"]["sections"]:
+        own = [one["results"]["sections"].get(section) for one in found.values()]
+        rows[section] = ["" if one is None else _interval(one) for one in own]
+    rows["calibration error"] = [f"{one['results']['calibration']['expected_error']:.3f}" for one in found.values()]
+    lines += [f"  {name:<{WIDTH}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells) for name, cells in rows.items()]
+    lines += [_difference(names[0], name, first, found[name]) for name in names[1:] if name not in others]
+    return lines
+
+
+def _interval(found: dict[str, Any]) -> str:
+    accuracy = found["accuracy"]
+    return f"{accuracy['mean']:.3f} ({accuracy['low']:.3f}-{accuracy['high']:.3f})"
+
+
+def _difference(first_name: str, name: str, first: dict[str, Any], second: dict[str, Any]) -> str:
+    a, b = ([RIGHT[mark] for mark in one["results"]["right"]] for one in (second, first))
+    found = paired_difference(a, b)
+    told = found.difference
+    verdict = "" if found.excludes_zero else "; 0 is within it, so neither is shown to be better"
+    interval = f"95% interval {told.low:+.3f} to {told.high:+.3f}{verdict}"
+    return f"  {name} minus {first_name}, pair by pair: {told.mean:+.3f} ({interval})"
+
+
+def _configs(places: Sequence[Path]) -> list[str]:
+    """What each run's config has that the first one's has not."""
+    configs = {place: file for place in places if (file := place.expanduser() / CONFIG_FILE).is_file()}
+    if len(configs) < 2:
+        return []
+    values = {place: yaml.safe_load(file.read_text(encoding="utf-8")) for place, file in configs.items()}
+    (base, settings), *others = values.items()
+    lines = []
+    for place, own in others:
+        changed = [one for one in differences(settings, own) if one.split(" ", 1)[0] not in OF_THE_NAME]
+        lines.append(f"config of {place} against {base}: {'; '.join(changed) or 'the same'}")
+    return lines

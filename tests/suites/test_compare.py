@@ -1,0 +1,62 @@
+"""Evaluations side by side: the difference is paired, other data are told, and what differs in the configs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayalign.errors import UserError
+from rayalign.evaluate.reward_accuracy import ScoredPairs, reward_accuracy
+from rayalign.suites.compare import compare
+from rayalign.suites.record import record
+from tests.conftest import run_rayalign
+
+
+def write_evaluation(folder: Path, margins: np.ndarray, fingerprint: str = "f" * 32, config: str | None = None) -> Path:
+    folder.mkdir()
+    num = len(margins)
+    pairs = ScoredPairs(margins, np.zeros(num), np.full(num, 5), np.full(num, 5), ["Chat"] * num, ["Chat"] * num)
+    data = {"path": "pairs.jsonl", "fingerprint": fingerprint, "num_rows": num}
+    record(folder / "evaluation.json", "reward", reward_accuracy(pairs), model=folder, data=data)
+    if config:
+        (folder / "config.yaml").write_text(config)
+    return folder
+
+
+def test_the_difference_is_that_of_the_same_pairs(tmp_path: Path) -> None:
+    """Two rewards that agree on most pairs: the paired interval is far within those of the accuracies."""
+    rng = np.random.default_rng(0)
+    first = np.where(rng.random(2000) < 0.7, 1.0, -1.0)
+    second = first.copy()
+    second[np.flatnonzero(first < 0)[:40]] = 1.0
+    one = write_evaluation(tmp_path / "a", first, config="seed: 0\nname: a\nreward: {steps: 3}\n")
+    two = write_evaluation(tmp_path / "b", second, config="seed: 0\nname: b\nreward: {steps: 6}\n")
+    done = run_rayalign("compare", str(one), str(two))
+    assert done.returncode == 0, done.stderr
+    assert "b minus a, pair by pair: +0.020 (95% interval +0.014 to +0.026)" in done.stdout
+    assert f"config of {two} against {one}: reward.steps (3, now 6)" in done.stdout
+    assert f"{(first > 0).mean():.3f} (" in done.stdout and "Chat" in done.stdout
+    lines = compare([two, write_evaluation(tmp_path / "c", second)])
+    assert "+0.000 (95% interval +0.000 to +0.000; 0 is within it" in lines[-1]
+
+
+def test_other_pairs_have_no_difference(tmp_path: Path) -> None:
+    places = [write_evaluation(tmp_path / name, np.ones(5), name * 32) for name in ("a", "b")]
+    lines = compare(places)
+    assert "measured on other pairs, and so without a difference: b" in lines[1]
+    assert not any("pair by pair" in line for line in lines)
+
+
+def test_bad_places(tmp_path: Path) -> None:
+    one = write_evaluation(tmp_path / "a", np.ones(5))
+    with pytest.raises(UserError, match="give two places or more"):
+        compare([one])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no evaluation; run rayalign evaluate"):
+        compare([one, tmp_path / "empty"])
+    (tmp_path / "empty" / "evaluation.json").write_text(json.dumps({"suites": {"other": {}}}))
+    with pytest.raises(UserError, match="no suite was run on all of them .*a has reward; empty has other"):
+        compare([one, tmp_path / "empty"])
