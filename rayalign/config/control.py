@@ -74,6 +74,11 @@ class ControlReward(Strict):
         "reverse_kl",
         description="what the policy is paid for a discriminator's logit; jensen_shannon_softplus is GAIL's",
     )
+    gradient_penalty: NonNegative = Field(
+        0.0,
+        description="of slopes other than 1 between demonstrations and the policy's steps, in a step's reward: keeps the "
+        "reward from running to its clamp ahead of the policy. 10 in WGAN-GP and DAC",
+    )
     demonstration_weight: NonNegative = Field(1.0, description="w1 of AIHF (5.1)")
     preference_weight: NonNegative = Field(1.0, description="w2 of AIHF (5.1)")
     preference_temperature: Positive = Field(1.0, description="kappa: how sharply annotators follow the reward")

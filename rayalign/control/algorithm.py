@@ -90,6 +90,9 @@ def _reward_settings(config: ControlConfig, task: Task, coefficients: tuple[floa
         "preference_coef": coefficients[1],
         "preference_temperature": reward.preference_temperature,
         "horizon": task.horizon,
+        "gradient_penalty": reward.gradient_penalty,
+        # What one step's reward weighs in the loss.
+        "step_coef": coefficients[0] * (task.horizon if reward.loss == "linear" else 1.0),
         "loss": reward.loss,
         "clamp": reward.clamp,
         "learning_rate": reward.optimizer.learning_rate,

@@ -16,8 +16,14 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
 from rayalign.control.networks import REWARD
-from rayalign.control.rows import PREFERENCE, SEGMENT, SIDE
-from rayalign.objectives.control import clamped_frac, discriminator_loss, occupancy_gap_loss, segment_returns
+from rayalign.control.rows import AGENT, DEMONSTRATION, PREFERENCE, SEGMENT, SIDE
+from rayalign.objectives.control import (
+    clamped_frac,
+    discriminator_loss,
+    occupancy_gap_loss,
+    segment_returns,
+    slope_penalty,
+)
 from rayalign.objectives.reward import pair_accuracy, preference_loss
 
 POLICY = DEFAULT_MODULE_ID
@@ -79,10 +85,23 @@ class RewardedLearner(TorchLearner):
         settings = self.config.learner_config_dict[_settings_of(module_id)]
         if module_id == REWARD:
             loss, shown = ensemble_loss(fwd_out[Columns.REWARDS], batch[SIDE], batch[SEGMENT], settings)
+            if settings["gradient_penalty"] and (batch[SIDE] == AGENT).any():
+                penalty = self._slope_penalty(batch)
+                loss = loss + settings["gradient_penalty"] * settings["step_coef"] * penalty
+                shown["slope_penalty"] = penalty.detach()
         else:
             loss, shown = self.policy_loss(settings, batch, fwd_out)
         self._shown[module_id] = shown
         return loss
+
+    def _slope_penalty(self, batch: dict[str, Any]) -> Tensor:
+        """Summed over the ensemble, between rows of the two sides that are paired by chance."""
+        module = self._module[REWARD].unwrapped()
+        sides = [batch[SIDE] == side for side in (DEMONSTRATION, AGENT)]
+        inputs = [module.inputs(batch[Columns.OBS][rows], batch[Columns.ACTIONS][rows]) for rows in sides]
+        num = min(len(rows) for rows in inputs)
+        drawn = [rows[torch.randperm(len(rows), device=rows.device)[:num]] for rows in inputs]
+        return torch.stack([slope_penalty(slopes) for slopes in module.slopes(*drawn)]).sum()
 
     def compute_gradients(self, loss_per_module: Mapping[str, Tensor], **kwargs: Any) -> dict[Any, Tensor]:
         """Every optimiser is stepped by every update, so the gradients that an earlier one left are cleared first.

@@ -62,11 +62,25 @@ class RewardModule(TorchRLModule):
 
     def rewards(self, observations: Tensor, actions: Tensor) -> Tensor:
         """What the losses see, of each of E networks: observations[B, O], actions[B, A] in [-1, 1] -> [E, B]."""
-        found = scaled(observations, self.scale)
-        if self._takes_actions:
-            found = torch.cat([found, actions], dim=-1)
-        values: Tensor = self.members(found)
+        values: Tensor = self.members(self.inputs(observations, actions))
         return values if self._clamp is None else values.clamp(-self._clamp, self._clamp)
+
+    def slopes(self, demonstrations: Tensor, agent: Tensor) -> Tensor:
+        """Gradients of each network by its inputs, half way or anywhere between the two sides' rows: [E, B, inputs].
+
+        Args:
+            demonstrations: [B, inputs], as `inputs` gives them; agent likewise.
+        """
+        share = torch.rand(len(agent), 1, device=agent.device)
+        between = (share * demonstrations + (1.0 - share) * agent).detach().requires_grad_()
+        values = self.members(between)
+        found = [torch.autograd.grad(one.sum(), between, create_graph=True)[0] for one in values]
+        return torch.stack(found)
+
+    def inputs(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """What the networks see: observations in the data's scale, and actions where they take them: [B, inputs]."""
+        found = scaled(observations, self.scale)
+        return torch.cat([found, actions], dim=-1) if self._takes_actions else found
 
     def paid(self, observations: Tensor, actions: Tensor) -> Tensor:
         """What the policy is paid, without gradient: [B]."""

@@ -46,6 +46,7 @@ METRICS = {
         "preference_accuracy",
         "clamped_frac",
         "ensemble_std",
+        "slope_penalty",
     ),
 }
 

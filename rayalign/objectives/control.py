@@ -36,6 +36,16 @@ def discriminator_loss(demo_logits: Tensor, agent_logits: Tensor) -> Tensor:
     return demo + agent
 
 
+def slope_penalty(gradients: Tensor) -> Tensor:
+    """mean over B of (|gradient| - 1)^2: gradients[B, N] of a reward by its inputs -> scalar.
+
+    Source: WGAN-GP (arXiv 1704.00028) eq. 3, at points between the two sides; in imitation DAC (1809.02925).
+
+    Example: [[3., 4.]] -> 16.
+    """
+    return (gradients.norm(dim=-1) - 1.0).square().mean()
+
+
 def segment_returns(rewards: Tensor, segments: Tensor, *, num: int) -> Tensor:
     """Returns of segments [N = num]: sums of rewards[T] by the segment that each belongs to, segments[T] in 0..N-1.
 

@@ -18,7 +18,7 @@ from rayalign.control.learner import POLICY, REWARD_SETTINGS, reward_loss
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import Steps, reward_rows
 from rayalign.errors import Diverged, UserError
-from rayalign.objectives.control import ppo_loss, sac_loss
+from rayalign.objectives.control import ppo_loss, sac_loss, slope_penalty
 from tests.control.conftest import MakeConfig
 from tests.control.worlds import some_preferences
 
@@ -221,6 +221,27 @@ def test_an_ensemble_is_its_members_each_on_its_own(small: MakeConfig) -> None:
             assert gradient[number].abs().max() > 0 and gradient.abs().sum() == gradient[number].abs().sum()
         alternation.session.update_reward(rows)
         assert torch.allclose(first.grad, torch.stack(expected).sum(dim=0), rtol=1e-4, atol=1e-6)
+    finally:
+        alternation.close()
+
+
+def test_the_penalty_is_of_slopes_between_the_two_sides(small: MakeConfig) -> None:
+    """By hand, against autograd, and in training: slopes come nearer to 1."""
+    assert slope_penalty(torch.tensor([[3.0, 4.0], [1.0, 0.0]])).item() == pytest.approx(8.0)
+    settings = {"gradient_penalty": 10.0, "ensemble": 2, "hidden": [16], "optimizer": {"learning_rate": 0.01}}
+    alternation = begin(small(reward=settings))
+    try:
+        module = learner_of(alternation)._module[REWARD].unwrapped()
+        ends = [torch.randn(50, 4) for _ in range(2)]
+        slopes = module.slopes(*ends)
+        assert slopes.shape == (2, 50, 4)
+        point = torch.randn(1, 4).requires_grad_()
+        expected = torch.autograd.grad(module.members(point)[1].sum(), point)[0]
+        assert torch.allclose(module.slopes(point.detach(), point.detach())[1], expected, atol=1e-6)
+        before = alternation.reward_steps()["slope_penalty"]
+        for _ in range(60):
+            after = alternation.reward_steps()["slope_penalty"]
+        assert after < 0.5 * before
     finally:
         alternation.close()
 
