@@ -33,7 +33,7 @@ def connect(placement: PlacementConfig, actor_logs: bool) -> bool:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_enable_worker_prestart", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "10000")  # a log of calls that nobody reads here
+    os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "2000")  # a log of calls that nobody reads here
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers what runs on it
     logging.getLogger(AUTHENTICATION).addFilter(_is_worth_telling)
     with _own_sigterm():
