@@ -12,7 +12,9 @@ from rayalign.config.base import Strict
 from rayalign.config.explain import stage_name
 
 _IN_ADDRESS = re.compile(r"[a-z0-9+.-]://[^/?#\s]*@", re.IGNORECASE)  # looks at each character once
-_OPENS = ("secret", "passw", "token", "access_key", "account_key", "signature", "sas")  # in names of what follows a ?
+_OPENS = ("secret", "passw", "token", "access_key", "account_key", "api_key", "apikey", "signature", "sas")  # in names of
+# what follows a ?, and the whole of such names
+_OPEN = ("sig", "key", "auth", "code")
 _DEEPEST = 40  # no valid config goes deeper; what does is refused by its keys
 _ELSEWHERE = {
     "telemetry.mlflow.tracking_uri": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
@@ -61,4 +63,8 @@ def _in_options(text: str) -> bool:
     if "://" not in address:
         return False
     pairs = [option.partition("=") for option in options.split("&")]
-    return any("@" in unquote(value) or any(word in name.lower() for word in _OPENS) for name, _, value in pairs)
+    return any("@" in unquote(value) or _opens(name.lower()) for name, _, value in pairs)
+
+
+def _opens(name: str) -> bool:
+    return name in _OPEN or any(word in name for word in _OPENS)

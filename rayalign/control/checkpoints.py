@@ -52,13 +52,13 @@ class ControlCheckpoints:
             for name in PRODUCTS:
                 (self._folder / name).unlink(missing_ok=True)
             return
-        newest = self._store.newest(tell)
+        newest = self._store.newest(tell, needs=("settings", "records"))
         if newest is not None:
             self._check(newest.manifest["settings"], newest.folder)
 
     def restore(self, alternation: Alternation, tracker: Tracker, tell: Callable[[str], None]) -> int | None:
         """The rounds that were done at the newest checkpoint, where the alternation then is; None without one."""
-        newest = self._store.newest(tell)
+        newest = self._store.newest(tell, needs=("settings", "records"))
         if newest is None:
             tracker.keep(STAGE, 0)
             return None

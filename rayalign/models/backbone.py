@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -207,18 +208,33 @@ def save_folder(model: PreTrainedModel, folder: Path, weights: dict[str, torch.T
         model.save_pretrained(folder, state_dict=weights)
 
 
+class _Quiet:
+    """How transformers speaks outside of `quiet_transformers`, which several threads may be in at a time."""
+
+    lock = threading.Lock()
+    num_inside = 0
+    before = (0, True)  # verbosity, and whether it draws bars
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Inside, transformers draws no bars and prints no load reports: what matters there is checked and raised."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    with _Quiet.lock:
+        if not _Quiet.num_inside:
+            _Quiet.before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+            transformers_logging.set_verbosity_error()
+            transformers_logging.disable_progress_bar()
+        _Quiet.num_inside += 1
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        with _Quiet.lock:
+            _Quiet.num_inside -= 1
+            if not _Quiet.num_inside:
+                verbosity, bars = _Quiet.before
+                transformers_logging.set_verbosity(verbosity)
+                if bars:
+                    transformers_logging.enable_progress_bar()
 
 
 def _logit_scale(config: Any) -> float:

@@ -73,7 +73,7 @@ def find_checkpoint(context: RunContext, stage: str, data: Mapping[str, str]) ->
     store, resume = checkpoint_store(context, stage), context.config.resume
     if resume == "anew" and not context.restarted:
         store.clear()
-    found = store.newest(context.progress.say)
+    found = store.newest(context.progress.say, needs=("settings", "data", "records", "loop"))
     if found is not None and resume != "changed":
         _check_same(stage, found, plain_values(context.settings), data)
     records = found.manifest["records"] if found else 0
@@ -188,6 +188,8 @@ class LoopCheckpoints:
 
     def _begin(self, step: int, loop: Values, *, score: float | None) -> None:
         self._commit(wait=True)
+        if not self._context.folder.is_dir():
+            raise UserError(f"{self._context.folder}: the run folder has gone, or was moved while the run went on")
         part = self._store.begin(step)
         for role in self._groups:
             self._context.template().save_tokenizer(part / role)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayalign.errors import UserError
 from rayalign.storage.aside import flush, remove, write_json
 
 MANIFEST = "manifest.json"
@@ -32,6 +33,10 @@ Files = dict[str, tuple[int, str]]  # path inside the checkpoint: (bytes, SHA-25
 
 class Damaged(Exception):
     """A checkpoint that cannot be loaded, and why."""
+
+
+class OtherFormat(Damaged):
+    """A checkpoint of another version of this program, which may be whole."""
 
 
 @dataclass(frozen=True)
@@ -92,33 +97,42 @@ class CheckpointStore:
         self._prune(but=target)
         return Checkpoint(target, whole)
 
-    def newest(self, tell: Callable[[str], None]) -> Checkpoint | None:
+    def newest(self, tell: Callable[[str], None], needs: Iterable[str] = ()) -> Checkpoint | None:
         """The newest that can be gone on from. A damaged one is told and put aside, and the one before it taken.
 
-        Where there is none, the stage begins: models of an earlier time that it ran to its end are removed.
+        Where there is none, the stage begins: models of an earlier time that it ran to its end are removed. `needs` are keys
+        without which a manifest is damaged. Raises UserError for one that another version wrote.
         """
         for aside in self.folder.glob(f".*{BEFORE}"):  # by a commit that was interrupted
             target = self.folder / aside.name[1 : -len(BEFORE)]
             if not target.exists():
                 aside.rename(target)
-        ended = []
+        ended, num_damaged = [], 0
         for folder in reversed(self._folders()):
             try:
                 checkpoint = read(folder)
                 if checkpoint.manifest.get("ended"):
                     ended.append(folder)
                     continue
+                if lacking := [key for key in needs if key not in checkpoint.manifest]:
+                    raise Damaged(f"{MANIFEST} has no {lacking[0]!r}")
                 verify(checkpoint)
+            except OtherFormat as error:
+                raise UserError(
+                    f"checkpoint {folder}: {error}; go on with the version of rayalign that wrote it, or set resume=anew"
+                ) from None
             except Damaged as damage:
                 aside = folder.with_name(DAMAGED + folder.name)
                 remove(aside)
                 folder.rename(aside)
-                tell(
-                    f"warning: checkpoint {folder} is damaged ({damage}) and is called {aside.name} now; the one before it "
-                    "is used"
-                )
+                num_damaged += 1
+                tell(f"warning: checkpoint {folder} is damaged ({damage}) and is called {aside.name} now")
                 continue
+            if num_damaged:
+                tell(f"warning: the one before it is used, {folder}")
             return checkpoint
+        if num_damaged:
+            tell("warning: no checkpoint is left that can be loaded: it begins from the start")
         for folder in ended:
             remove(folder)
         return None
@@ -208,7 +222,7 @@ def parse_manifest(content: bytes) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         if manifest["format"] != FORMAT:
-            raise Damaged(f"its format is {manifest['format']}, this version reads {FORMAT}")
+            raise OtherFormat(f"its format is {manifest['format']}, this version reads {FORMAT}")
         if not isinstance(manifest["step"], int) or not isinstance(manifest["files"], dict):
             raise Damaged("its manifest is not one of this program")
     except (ValueError, KeyError, TypeError):

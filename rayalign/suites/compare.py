@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,19 @@ def compare(places: Sequence[Path]) -> list[str]:
     if len(places) < 2:
         raise UserError("compare: give two places or more, each with an evaluation.json")
     found = {_name(place, places): _suites(place) for place in places}
-    common = [suite for suite in next(iter(found.values())) if all(suite in suites for suites in found.values())]
+    common = [suite for suite in TABLES if all(suite in suites for suites in found.values())]
     if not common:
         told = "; ".join(f"{name} has {', '.join(suites)}" for name, suites in found.items())
         raise UserError(f"compare: no suite was run on all of them ({told}); run rayalign evaluate on each")
     lines: list[str] = []
     for suite in common:
-        lines += _reward({name: suites[suite] for name, suites in found.items()})
+        try:
+            lines += TABLES[suite]({name: suites[suite] for name, suites in found.items()})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"compare: an evaluation of suite {suite} is not whole ({type(error).__name__}: {error}); run rayalign "
+                "evaluate again on each"
+            ) from None
     return lines + _configs(places)
 
 
@@ -58,13 +64,14 @@ def _reward(found: dict[str, dict[str, Any]]) -> list[str]:
     if others:
         lines.append(f"  measured on other pairs, and so without a difference: {', '.join(others)}")
     lines.append(f"  {'':<{WIDTH}}" + "".join(f"{name:>{WIDTH}}" for name in names))
-    rows = {"score": [f"{one['results']['score']:.3f}" for one in found.values()]}
-    rows["every pair"] = [_interval(one["results"]) for one in found.values()]
+    rows = [("score", [f"{one['results']['score']:.3f}" for one in found.values()])]
+    rows.append(("every pair", [_interval(one["results"]) for one in found.values()]))
     for section in first["results"]["sections"]:
         own = [one["results"]["sections"].get(section) for one in found.values()]
-        rows[section] = ["" if one is None else _interval(one) for one in own]
-    rows["calibration error"] = [f"{one['results']['calibration']['expected_error']:.3f}" for one in found.values()]
-    lines += [f"  {name:<{WIDTH}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells) for name, cells in rows.items()]
+        rows.append((f"  {section}", ["" if one is None else _interval(one) for one in own]))
+    errors = [f"{one['results']['calibration']['expected_error']:.3f}" for one in found.values()]
+    rows.append(("calibration error", errors))
+    lines += [f"  {name:<{WIDTH}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells) for name, cells in rows]
     lines += [_difference(names[0], name, first, found[name]) for name in names[1:] if name not in others]
     return lines
 
@@ -95,3 +102,6 @@ def _configs(places: Sequence[Path]) -> list[str]:
         changed = [one for one in differences(settings, own) if one.split(" ", 1)[0] not in OF_THE_NAME]
         lines.append(f"config of {place} against {base}: {'; '.join(changed) or 'the same'}")
     return lines
+
+
+TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {"reward": _reward}

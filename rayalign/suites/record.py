@@ -45,7 +45,7 @@ def read_evaluation(file: Path) -> dict[str, Any]:
         return {"suites": {}}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as an evaluation ({error}); move it away, or give another --out") from None
     if not isinstance(found, dict) or not isinstance(found.get("suites"), dict):
         raise UserError(f"{file}: is no evaluation of this program; move it away, or give another --out")

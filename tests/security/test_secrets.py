@@ -59,6 +59,8 @@ def test_an_address_with_a_password_is_refused(key: str, scheme: str, user: str,
         f"secret_key={SECRET}",
         f"region=eu-west-1&client_secret={SECRET}",
         f"sas_token={SECRET}",
+        f"sv=2022&sig={SECRET}",
+        f"api_key={SECRET}",
         f"endpoint_override=me:{SECRET}%40host",
     ],
 )
@@ -87,7 +89,7 @@ def test_nothing_else_is_taken_for_a_password() -> None:
 @pytest.mark.parametrize(
     ("reward", "words"),
     [
-        (f"https://rewards.example/score?key={SECRET}", "ends with its path"),
+        (f"https://rewards.example/score?model={SECRET}", "ends with its path"),
         (f"https://rewards.example/score#{SECRET}", "ends with its path"),
         ("https://", "no address that can be asked"),
         ("http://:8400/score", "no address that can be asked"),

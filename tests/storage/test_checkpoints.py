@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from rayalign.errors import UserError
 from rayalign.storage.checkpoints import MANIFEST, STATE, Checkpoint, CheckpointStore, Damaged, read
 from rayalign.storage.snapshot import Snapshot, Writing, pack_sequences, read_tensors, read_values, unpack_sequences
 from rayalign.types import Ragged, Sequences
@@ -84,11 +85,41 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(store, damage):
     told: list[str] = []
     found = store.newest(told.append)
     assert found is not None and found.step == 1
-    (line,) = told
-    assert str(newest.folder) in line and "policy-0.safetensors" in line and "the one before it is used" in line
+    line, used = told
+    assert str(newest.folder) in line and "policy-0.safetensors" in line
+    assert used == f"warning: the one before it is used, {found.folder}"
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[]", "7", '{"format": 1}', '{"format": 99, "step": 2, "files": {}}', "null"])
+def test_where_all_are_damaged_it_is_told_that_none_is_left(store):
+    for step in (1, 2):
+        DAMAGES["a cut file"](save(store, step).state / "policy-0.safetensors")
+    told: list[str] = []
+    assert store.newest(told.append) is None
+    assert len(told) == 3 and told[-1] == "warning: no checkpoint is left that can be loaded: it begins from the start"
+
+
+def test_a_manifest_that_lacks_what_is_needed_is_damage(store):
+    save(store, 1)
+    newest = save(store, 2)
+    manifest = json.loads((newest.folder / MANIFEST).read_text())
+    del manifest["score"]
+    (newest.folder / MANIFEST).write_text(json.dumps(manifest))
+    told: list[str] = []
+    found = store.newest(told.append, needs=("step", "score"))
+    assert found is not None and found.step == 1 and "manifest.json has no 'score'" in told[0]
+
+
+def test_one_of_another_version_is_left_as_it_is(store):
+    """It may be whole: to begin again because of it would lose a run to a downgrade."""
+    save(store, 1)
+    newest = save(store, 2)
+    (newest.folder / MANIFEST).write_text('{"format": 99, "step": 2, "files": {}}')
+    with pytest.raises(UserError, match="its format is 99, this version reads 1; go on with the version of rayalign"):
+        store.newest(pytest.fail)
+    assert newest.folder.is_dir()
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", "7", '{"format": 1}', '{"format": 1, "step": 2, "files": 3}', "null"])
 def test_a_manifest_that_is_none_is_damage(store, manifest):
     save(store, 1)
     newest = save(store, 2)
@@ -97,7 +128,7 @@ def test_a_manifest_that_is_none_is_damage(store, manifest):
         read(newest.folder)
     told: list[str] = []
     found = store.newest(told.append)
-    assert found is not None and found.step == 1 and len(told) == 1
+    assert found is not None and found.step == 1 and len(told) == 2
     save(store, 3)  # a damaged one stands in nobody's way
     assert store.best() is None
 

@@ -50,6 +50,31 @@ def test_other_pairs_have_no_difference(tmp_path: Path) -> None:
     assert not any("pair by pair" in line for line in lines)
 
 
+def test_a_section_may_be_called_as_a_row(tmp_path: Path) -> None:
+    places = [write_evaluation(tmp_path / name, np.ones(5)) for name in ("a", "b")]
+    for place in places:
+        file = place / "evaluation.json"
+        file.write_text(file.read_text().replace('"Chat"', '"score"'))
+    assert [line.split()[0] for line in compare(places)[2:5]] == ["score", "every", "score"]
+
+
+@pytest.mark.parametrize("broken", [{}, {"data": 3}, {"data": {"fingerprint": 1}}, None, []])
+def test_an_evaluation_that_is_not_whole(tmp_path: Path, broken: object) -> None:
+    places = [write_evaluation(tmp_path / name, np.ones(5)) for name in ("a", "b")]
+    (places[1] / "evaluation.json").write_text(json.dumps({"suites": {"reward": broken, "other": 1}}))
+    with pytest.raises(UserError, match="an evaluation of suite reward is not whole"):
+        compare(places)
+    found = json.loads((places[0] / "evaluation.json").read_text())
+    for right in ("x" * 5, "1"):
+        found["suites"]["reward"]["results"]["right"] = right
+        (places[1] / "evaluation.json").write_text(json.dumps(found))
+        with pytest.raises(UserError, match="not whole"):
+            compare(places)
+    (places[1] / "evaluation.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="cannot be read as an evaluation"):
+        compare(places)
+
+
 def test_bad_places(tmp_path: Path) -> None:
     one = write_evaluation(tmp_path / "a", np.ones(5))
     with pytest.raises(UserError, match="give two places or more"):
