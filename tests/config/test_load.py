@@ -106,6 +106,7 @@ def test_an_alias_is_not_shared(load: Any) -> None:
         ("model=gpt2", ["expected keys and values", "'gpt2'"]),
         ("model.path=", ["expected text"]),
         ("stages=[]", ["at least one entry"]),
+        ("stages=!!set {a, b}", ["stages.0", "expected keys and values"]),
         ("model.dtype=float16", ["'float32' or 'bfloat16'"]),
         ("model.lora.target_modules=3", ["expected a list"]),
         ("stages.irl.reward=7", ["expected keys and values"]),
