@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rayalign import __version__
-from rayalign.config.load import dump_config, load_config
+from rayalign.config.load import dump_config, load_config, parse_as
 from rayalign.config.recipes import all_recipes, find_recipe
 from rayalign.config.run import RunConfig
 from rayalign.control.commands import add_control
@@ -115,14 +115,14 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_recipes(commands: argparse._SubParsersAction[_Parser]) -> None:
-    recipes = commands.add_parser(
+    recipes = _command(
+        commands,
         "recipes",
-        help="list the methods, with their papers and the data they need, or print the config of one",
-        description="Lists the recipes: name, what it does, the paper, and the data it learns from. With a name, prints\n"
+        "list the methods, with their papers and the data they need, or print the config of one",
+        "Lists the recipes: name, what it does, the paper, and the data it learns from. With a name, prints\n"
         "the config to start from, in the paper's size and with the source of each value; --planted prints the small one,\n"
         "which makes its own world and runs on two CPU cores, with every default.",
-        epilog=f"{RECIPES}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        RECIPES,
     )
     recipes.add_argument("name", nargs="?", metavar="NAME", help="a recipe; without one, all are listed")
     recipes.add_argument("--planted", action="store_true", help="its config for the planted world, resolved")
@@ -160,15 +160,15 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_serve_reward(commands: argparse._SubParsersAction[_Parser]) -> None:
-    serve = commands.add_parser(
+    serve = _command(
+        commands,
         "serve-reward",
-        help="score over HTTP with a saved reward, for other runs",
-        description="Serves the reward of a run, or of a folder that holds one. Other runs score with it: they set the\n"
+        "score over HTTP with a saved reward, for other runs",
+        "Serves the reward of a run, or of a folder that holds one. Other runs score with it: they set the\n"
         "reward of a stage rl, best_of_n or evaluate to the address that is printed. Both sides need the same\n"
         "RAYALIGN_REWARD_TOKEN in their environment. Beyond this machine it speaks https only: give --cert and --key,\n"
         "or use a tunnel.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        about="",
     )
     serve.add_argument("place", type=Path, metavar="RUN_OR_FOLDER", help="a run's folder, or RUN/STAGE/reward")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
@@ -180,14 +180,14 @@ def _add_serve_reward(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
-    evaluate = commands.add_parser(
+    evaluate = _command(
+        commands,
         "evaluate",
-        help="measure a reward on pairs that people ranked",
-        description="Suite reward: the share of pairs ranked right, by section and subset (RewardBench's form), ties,\n"
+        "measure a reward on pairs that people ranked",
+        "Suite reward: the share of pairs ranked right, by section and subset (RewardBench's form), ties,\n"
         "calibration, and whether the reward goes by length. PLACE holds any reward: a run's, a stage's, a Hugging\n"
         "Face model's. The results are added to evaluation.json in PLACE.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        about="",
     )
     evaluate.add_argument("place", type=Path, metavar="PLACE", help="a run's folder, a stage's reward, or a model's")
     evaluate.add_argument("--suite", choices=["reward"], required=True, help="what to measure")
@@ -200,13 +200,13 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
-    compare = commands.add_parser(
+    compare = _command(
+        commands,
         "compare",
-        help="put evaluations side by side",
-        description="A table of what suites measured in each PLACE, differences to the first, pair by pair, with\n"
+        "put evaluations side by side",
+        "A table of what suites measured in each PLACE, differences to the first, pair by pair, with\n"
         "intervals, and what differs in the runs' configs.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        about="",
     )
     compare.add_argument("places", nargs="+", type=Path, metavar="PLACE", help="folders with an evaluation.json")
     compare.set_defaults(run=_compare)
@@ -224,12 +224,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _command(commands: argparse._SubParsersAction[_Parser], name: str, summary: str, description: str) -> _Parser:
+def _command(
+    commands: argparse._SubParsersAction[_Parser], name: str, summary: str, description: str, about: str = OVERRIDES
+) -> _Parser:
+    """With the exit codes at the end of its help, and `about` before them."""
     return commands.add_parser(
         name,
         help=summary,
         description=description,
-        epilog=f"{OVERRIDES}\n\n{EXIT_CODES}",
+        epilog=f"{about}\n\n{EXIT_CODES}".lstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -318,7 +321,7 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     columns = dict(word.split("=", 1) for word in parsed.columns if "=" in word)
     if len(columns) < len(parsed.columns):
         raise UserError(f"--columns {' '.join(parsed.columns)}: give OURS=THEIRS, such as prompt=question")
-    source = DataSource(path=parsed.pairs, columns=columns, limit=parsed.limit)
+    source = parse_as(DataSource, {"path": parsed.pairs, "columns": columns, "limit": parsed.limit}, "--pairs")
     file, results = evaluate_reward(
         parsed.place,
         source,

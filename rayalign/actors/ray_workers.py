@@ -309,7 +309,7 @@ def worker_environment(plan: GroupPlan) -> dict[str, str]:
     return hidden | {
         "OMP_NUM_THREADS": str(plan.threads),
         "MKL_NUM_THREADS": str(plan.threads),
-        "MALLOC_ARENA_MAX": "2",  # else each thread that saves a checkpoint leaves some megabytes of free memory behind
+        "MALLOC_ARENA_MAX": "2",  # threads come and go, and each arena keeps what was freed in it
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # else each vLLM tells of its NUMA node

@@ -62,11 +62,18 @@ def run_ray_train(
     reports = Queue(actor_options={"num_cpus": 0})
     duty = _Duty(loop, setup, reports, deadlines, stacks)
     outcome: list[BaseException | None] = []
+    ranks: list[Any] = []
     try:
         with tempfile.TemporaryDirectory(prefix="rayalign-train-", ignore_cleanup_errors=True) as storage:
             fitting = threading.Thread(target=_fit, args=(_trainer(duty, plan, storage), outcome), daemon=True)
             fitting.start()
-            ranks = _listen(fitting, duty, on_report)
+            _listen(fitting, duty, ranks, on_report)
+    except BaseException as error:
+        for rank in ranks:  # else they go on without a listener, and hold what a next start waits for
+            ray.kill(rank)
+        if isinstance(error, WorkerLost):
+            fitting.join(DRAIN_S)
+        raise
     finally:
         reports.shutdown()
     if outcome[0] is not None:
@@ -90,10 +97,9 @@ def _trainer(duty: _Duty, plan: GroupPlan, storage: str) -> Any:
     )
 
 
-def _listen(fitting: threading.Thread, duty: _Duty, on_report: Callable[[Any], None]) -> list[Any]:
-    """Passes reports on until training ends, or until nothing was heard for too long; the actors that were its ranks."""
+def _listen(fitting: threading.Thread, duty: _Duty, ranks: list[Any], on_report: Callable[[Any], None]) -> None:
+    """Passes reports on until training ends, or until nothing was heard for too long; adds to `ranks` who has started."""
     limit_s, heard_at = duty.deadlines.start_s, time.monotonic()
-    ranks: list[Any] = []
     while fitting.is_alive():
         fitting.join(POLL_S)
         if _drain(duty.reports, ranks, on_report):
@@ -107,12 +113,8 @@ def _listen(fitting: threading.Thread, duty: _Duty, on_report: Callable[[Any], N
         if duty.stacks:
             dump_stacks(Path(duty.stacks), "controller")
             where = f"; what its ranks did is in {duty.stacks}, unless a process was stopped"
-        for rank in ranks:
-            ray.kill(rank)
-        fitting.join(DRAIN_S)  # their resources are free then
         raise WorkerLost(f"{WHAT}: {late}{where}")
     _drain(duty.reports, ranks, on_report)
-    return ranks
 
 
 def _rank(arguments: dict[str, Any]) -> None:

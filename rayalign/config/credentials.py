@@ -12,9 +12,9 @@ from rayalign.config.base import Strict
 from rayalign.config.explain import stage_name
 
 _IN_ADDRESS = re.compile(r"[a-z0-9+.-]://[^/?#\s]*@", re.IGNORECASE)  # looks at each character once
-_OPENS = ("secret", "passw", "token", "access_key", "account_key", "api_key", "apikey", "signature", "sas")  # in names of
-# what follows a ?, and the whole of such names
-_OPEN = ("sig", "key", "auth", "code")
+# Of what follows a ?: parts of names that open something, and whole names that do.
+_PARTS = ("secret", "passw", "token", "access_key", "account_key", "api_key", "apikey", "signature", "sas")
+_WHOLE = ("sig", "key", "auth", "code")
 _DEEPEST = 40  # no valid config goes deeper; what does is refused by its keys
 _ELSEWHERE = {
     "telemetry.mlflow.tracking_uri": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
@@ -67,4 +67,4 @@ def _in_options(text: str) -> bool:
 
 
 def _opens(name: str) -> bool:
-    return name in _OPEN or any(word in name for word in _OPENS)
+    return name in _WHOLE or any(part in name for part in _PARTS)

@@ -125,8 +125,7 @@ def _names(location: Location, root: type[BaseModel], values: Any) -> list[str]:
     names: list[str] = []
     for part, (_, shown) in zip(location, _walk(location, root), strict=True):
         if names == ["stages"] and isinstance(part, int):
-            stages = values["stages"]  # a set, in YAML's !!set, passes for a list as far as here
-            names.append((stage_name(stages[part]) if isinstance(stages, list) else None) or str(part))
+            names.append(stage_name(values["stages"][part]) or str(part))
         elif shown:
             names.append(str(part))
     return names

@@ -17,7 +17,7 @@ from rayalign.config.extends import read_extended
 from rayalign.config.run import RunConfig
 from rayalign.errors import ConfigError
 
-MERGE = "tag:yaml.org,2002:merge"
+MERGE, SET = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:set"
 MAX_BYTES = 2**20
 MAX_VALUES = 100_000
 
@@ -35,6 +35,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def load_config_as(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> Root:
     """As `load_config`, for another root than a run of stages."""
     return _validate(root, _apply(read_extended(Path(path), _read), overrides), str(path), overrides)
+
+
+def parse_as(root: type[Root], values: dict[str, Any], source: str) -> Root:
+    """Validates plain values of another root; `source` is named where they do not fit. Raises ConfigError."""
+    return _validate(root, values, source, ())
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
@@ -77,6 +82,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag == SET:  # pydantic would take one for a list, in whatever order
+            raise _fault("a set has no order; write a list", node)
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, OverflowError, AttributeError, LookupError) as error:  # a date that is none, !!int ''

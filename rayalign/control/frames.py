@@ -22,7 +22,7 @@ from rayalign.control.demonstrations import Demonstrations
 from rayalign.control.environments import look_at, make_environment
 from rayalign.control.folder import POLICY_FILE
 from rayalign.control.policies import SavedPolicy, load_network
-from rayalign.errors import RayalignError
+from rayalign.errors import DataError, RayalignError
 from rayalign.storage.run_folder import CONFIG_FILE
 
 FRAMES = 100  # of an episode at most
@@ -70,8 +70,11 @@ def animate(folder: Path, out: Path) -> None:
             if terminated or truncated:
                 break
         _write(out / "policy.gif", frames)
-        demonstrations = load_data(config, task).demonstrations
         place = placer(environment)
+        try:
+            demonstrations = load_data(config, task).demonstrations
+        except DataError:  # they are gone, which the report says where it would show them
+            return
         if demonstrations is not None and place is not None:
             _write(out / "demonstrations.gif", _replayed(environment, place, demonstrations.first(1), every))
     finally:

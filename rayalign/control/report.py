@@ -25,7 +25,7 @@ from rayalign.control.policies import Network, SavedPolicy, load_network
 from rayalign.errors import DataError, UserError
 from rayalign.evaluate.statistics import mean_interval
 from rayalign.report.page import Picture, Section, page
-from rayalign.storage.aside import written_aside
+from rayalign.storage.aside import check_writable, written_aside
 from rayalign.storage.run_folder import CONFIG_FILE
 
 EPISODES = 3  # whose steps stand for a source
@@ -59,8 +59,11 @@ def read_result(folder: Path) -> ControlResult:
     config = load_config_as(ControlConfig, folder / CONFIG_FILE)
     metrics, results = folder / "metrics.jsonl", folder / RESULTS_FILE
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
-    found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else None
+    try:
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else None
+    except ValueError as error:
+        raise UserError(f"{folder}: its metrics or results cannot be read ({error}); are they of this program?") from None
     return ControlResult(folder, config, [record for record in records if record["stage"] == STAGE], found)
 
 
@@ -72,6 +75,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         raise UserError(f"report: runs of {' and '.join(sorted(environments))}; give runs of one environment")
     place = out or (runs[0].folder if len(runs) == 1 else runs[0].folder.parent) / REPORT_FILE
     groups = _groups(runs)
+    check_writable(place)
     sections = [_returns(groups), _curves(groups), *_rewards(runs[0]), *_frames(runs[0]), _table(runs)]
     sections.append(Section("Settings of the first run", text=dump_config(runs[0].config)))
     title = f"{runs[0].config.environment.id}: {', '.join(groups)}"

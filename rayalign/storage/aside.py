@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rayalign.errors import Diverged
+from rayalign.errors import Diverged, UserError
 
 
 @contextlib.contextmanager
@@ -34,6 +34,19 @@ def written_aside(path: Path) -> Iterator[Path]:
         _put(aside, path, before)
     finally:
         remove(aside)
+
+
+def check_writable(file: Path) -> None:
+    """Before long work: raises UserError where its result could not be written to `file`. Makes the folder."""
+    aside = file.with_name(f".{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch()
+        aside.unlink()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder; give a file")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -35,7 +35,6 @@ def record(file: Path, suite: str, results: dict[str, Any], *, model: Path, data
         "model": {"path": str(model), "content": content_of(model)},
         "data": data,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, found)
 
 

@@ -18,6 +18,7 @@ from rayalign.data.tokenize import tokenize_preferences
 from rayalign.errors import DataError
 from rayalign.evaluate.reward_accuracy import ScoredPairs, reward_accuracy
 from rayalign.serving.saved import SavedReward, find_reward, pin_threads
+from rayalign.storage.aside import check_writable
 from rayalign.suites.record import EVALUATION_FILE, read_evaluation, record
 
 SUITE = "reward"
@@ -44,6 +45,7 @@ def evaluate_reward(
     """
     folder = find_reward(place)
     file = out or place.expanduser() / EVALUATION_FILE
+    check_writable(file)
     read_evaluation(file)
     labels: dict[Place, tuple[str, str]] = {}
     tally = Tally()

@@ -14,7 +14,7 @@ import ray
 
 from rayalign.actors.fleet import RayFleet
 from rayalign.config.placement import PlacementConfig
-from rayalign.errors import WorkerLost
+from rayalign.errors import UserError, WorkerLost
 
 CALL_S = 6.0
 PLACEMENT = {"policy": {"workers": 2}, "deadlines": {"start_s": 120, "call_s": CALL_S}}
@@ -62,6 +62,16 @@ def test_a_rank_that_is_lost_gives_its_room_back(two_cores: None, tmp_path: Path
         assert "time.sleep" not in (tmp_path / "rank-0.txt").read_text()
         assert "reports_then_fails" in (tmp_path / "rank-1.txt").read_text()
         assert "_listen" in (tmp_path / "controller.txt").read_text()
+
+
+def test_ranks_end_where_the_listener_does(two_cores: None) -> None:
+    """The next test's have no room else."""
+
+    def full(report: str) -> None:
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="the disk is full"):
+        RayFleet(PlacementConfig.model_validate(PLACEMENT)).run_ranks(reports_then_fails, "sleeps", full)
 
 
 def test_the_next_ones_have_their_room(two_cores: None) -> None:

@@ -68,6 +68,12 @@ def test_overrides(load: Any, override: str, read: Any, expected: Any) -> None:
     assert read(load(override)) == expected
 
 
+def test_a_set_is_no_list(load: Any) -> None:
+    """pydantic would take it for one, in whatever order."""
+    line = fault(load, text=MINIMAL + "    improve: {optimizer: {betas: !!set {0.9, 0.95}}}\n")
+    assert "not valid YAML (a set has no order; write a list)" in line
+
+
 def test_the_last_override_wins(load: Any) -> None:
     assert load("seed=1", "seed=2").seed == 2
 
@@ -106,7 +112,7 @@ def test_an_alias_is_not_shared(load: Any) -> None:
         ("model=gpt2", ["expected keys and values", "'gpt2'"]),
         ("model.path=", ["expected text"]),
         ("stages=[]", ["at least one entry"]),
-        ("stages=!!set {a, b}", ["stages.0", "expected keys and values"]),
+        ("stages=!!set {a, b}", ["stages=!!set {a, b}", "the value is not valid YAML"]),
         ("model.dtype=float16", ["'float32' or 'bfloat16'"]),
         ("model.lora.target_modules=3", ["expected a list"]),
         ("stages.irl.reward=7", ["expected keys and values"]),

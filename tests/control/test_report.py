@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -83,6 +86,11 @@ def test_demonstrations_that_are_gone_and_a_renderer_that_is_missing_are_told(
 
 
 def test_what_is_no_run(tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written .*; give another --out"):
+        write_report([finished], finished / "config.yaml" / "report.html")
+    (finished / "metrics.jsonl").write_text("{\n")
+    with pytest.raises(UserError, match="its metrics or results cannot be read"):
+        write_report([finished])
     with pytest.raises(UserError, match="holds no config.yaml; give the folder of a control run"):
         write_report([tmp_path / "nowhere"])
     other = tmp_path / "other"
@@ -136,7 +144,12 @@ def test_mujoco_is_drawn_offscreen_or_says_why_not(
     found, told = draw(folder, tmp_path)
     assert found == {} and told is not None and told.startswith("not drawn: ") and "\n" not in told
     monkeypatch.delenv("MUJOCO_GL")
+    bare = "import gymnasium; e = gymnasium.make('Hopper-v5', render_mode='rgb_array'); e.reset(); e.render()"
+    if subprocess.run([sys.executable, "-c", bare], env=os.environ | {"MUJOCO_GL": "egl"}, capture_output=True).returncode:
+        pytest.skip("MuJoCo cannot draw on this machine, ours aside")
     found, told = draw(folder, tmp_path)
-    if told is not None:
-        pytest.skip(f"MuJoCo cannot draw on this machine: {told}")
-    assert set(found) == {"policy", "demonstrations"}
+    assert told is None and set(found) == {"policy", "demonstrations"}
+    (tmp_path / "hopper.npz").unlink()
+    (tmp_path / "again").mkdir()
+    found, told = draw(folder, tmp_path / "again")
+    assert told is None and set(found) == {"policy"}

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from rayalign.config.data import DataSource
+from rayalign.config.model import LearnerConfig
 from rayalign.errors import DataError, UserError
 from rayalign.models.rewards import write_log_ratio
+from rayalign.models.token_reward import TokenRewardModel
 from rayalign.serving.saved import SavedReward
 from rayalign.suites.reward import evaluate_reward
 from tests.conftest import run_rayalign
-from tests.models.tiny import save_tiny
+from tests.models.test_token_reward import WEIGHTED
+from tests.models.tiny import model_config, save_tiny
 from tests.serving.test_saved import save_reward, template
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "reward_eval" / "reward_eval_pairs.jsonl.gz"
@@ -65,7 +68,7 @@ def test_on_the_command_line(tmp_path: Path, pairs: DataSource) -> None:
     assert set(saved["reward"]["model"]["content"]) >= {"config.json", "model.safetensors"}
 
 
-def test_a_log_ratio_and_a_reward_of_transformers(tmp_path: Path, pairs: DataSource) -> None:
+def test_a_log_ratio_a_reward_of_tokens_and_one_of_transformers(tmp_path: Path, pairs: DataSource) -> None:
     from transformers import AutoModelForSequenceClassification
 
     sides = [save_tiny(tmp_path / name, seed=seed, vocab_size=400) for seed, name in enumerate(("policy", "base"))]
@@ -74,7 +77,9 @@ def test_a_log_ratio_and_a_reward_of_transformers(tmp_path: Path, pairs: DataSou
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     model.config.pad_token_id = 0
     model.save_pretrained(tmp_path / "plain")
-    for name in ("ratio", "plain"):
+    tokens = TokenRewardModel.from_backbone(base, model_config(), LearnerConfig(), WEIGHTED, seed=0)
+    tokens.save(tmp_path / "tokens", {weight.name: weight.tensor().clone() for weight in tokens.wire_weights()})
+    for name in ("ratio", "plain", "tokens"):
         template("planted").save_tokenizer(tmp_path / name)
         file, results = evaluate_reward(tmp_path / name, pairs, threads=1)
         assert file == tmp_path / name / "evaluation.json"
@@ -109,8 +114,11 @@ def test_bad_input(tmp_path: Path, pairs: DataSource) -> None:
         with pytest.raises(UserError, match=r"evaluation\.json: .*move it away, or give another --out"):
             evaluate_reward(tmp_path / "reward", pairs, threads=1)
         assert (tmp_path / "reward" / "evaluation.json").read_text() == content
-    done = run_rayalign("evaluate", str(tmp_path), "--suite", "reward", "--pairs", "x", "--columns", "prompt")
-    assert done.returncode == 2 and "give OURS=THEIRS" in done.stderr
+    with pytest.raises(UserError, match=r"pairs\.jsonl/e\.json: cannot be written \(.*; give another --out"):
+        evaluate_reward(tmp_path / "reward", pairs, threads=1, out=tmp_path / "pairs.jsonl" / "e.json")
+    for options, told in ((["x", "--columns", "prompt"], "give OURS=THEIRS"), ([""], "--pairs: path: ")):
+        done = run_rayalign("evaluate", str(tmp_path), "--suite", "reward", "--pairs", *options)
+        assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.data
