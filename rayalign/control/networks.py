@@ -66,7 +66,7 @@ class RewardModule(TorchRLModule):
         return values if self._clamp is None else values.clamp(-self._clamp, self._clamp)
 
     def slopes(self, demonstrations: Tensor, agent: Tensor) -> Tensor:
-        """Gradients of each network by its inputs, half way or anywhere between the two sides' rows: [E, B, inputs].
+        """Gradients of each network by its inputs, at points drawn between the two sides' rows: [E, B, inputs].
 
         Args:
             demonstrations: [B, inputs], as `inputs` gives them; agent likewise.
