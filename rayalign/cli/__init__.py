@@ -8,31 +8,19 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import NoReturn
 
 from rayalign import __version__
-from rayalign.config.load import dump_config, load_config, parse_as
+from rayalign.cli.evaluate import add_compare, add_evaluate
+from rayalign.cli.parser import EXIT_CODES, Parser, add_command, add_model_options
+from rayalign.config.load import dump_config, load_config
 from rayalign.config.recipes import all_recipes, find_recipe
 from rayalign.config.run import RunConfig
 from rayalign.control.commands import add_control
 from rayalign.errors import UserError, one_line_errors
 
-OVERRIDES = """settings:
-  KEY=VALUE overrides the file, from left to right; VALUE is YAML. Stages go by their names.
-    seed=1  name=second-try           plain values
-    placement.policy.gpus=4           a key inside others
-    stages.sft.optimizer.learning_rate=1e-4
-    stages.evaluate.temperatures='[1.0, 0.5]'
-    data.prompts=                     nothing: unset
-  `rayalign config CONFIG` prints all keys with their values."""
-
 RECIPES = """examples:
   rayalign recipes rft > my.yaml                              then set model and data in it
   rayalign recipes rft --planted > small.yaml                 rayalign train small.yaml runs as it is"""
-
-EXIT_CODES = """exit codes:
-  0 done, 2 something you can mend (the one line says what), 1 a failure on the way, 130 interrupted,
-  143 asked to stop (SIGTERM) and saved"""
 
 EXAMPLES = """examples:
   rayalign demo                                               see it work: minutes, on any machine
@@ -44,13 +32,6 @@ EXAMPLES = """examples:
   rayalign control train configs/control/pendulum.yaml        the same on a simulated robot (docs/control.md)
   rayalign train configs/rft.yaml stages.irl.rounds=3 placement.policy.gpus=4
   ray job submit --working-dir . -- rayalign train configs/rft.yaml"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with errors on one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"rayalign: {message}; `{self.prog} --help` shows how\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,28 +48,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="rayalign",
         description="Learns a reward and a policy together from demonstrations, on Ray.",
         epilog=f"{EXAMPLES}\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"rayalign {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     _add_train(commands)
     _add_demo(commands)
     _add_recipes(commands)
     _add_config(commands)
     _add_doctor(commands)
     _add_serve_reward(commands)
-    _add_evaluate(commands)
-    _add_compare(commands)
-    add_control(commands, _command, _Parser)
+    add_evaluate(commands)
+    add_compare(commands)
+    add_control(commands, add_command, Parser)
     return parser
 
 
-def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
-    train = _command(
+def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
+    train = add_command(
         commands,
         "train",
         "run the stages of a config; a finished stage is not run again",
@@ -101,8 +82,8 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
     train.set_defaults(run=_train)
 
 
-def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
-    demo = _command(
+def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
+    demo = add_command(
         commands,
         "demo",
         "make a planted world and run SFT and RFT on it, on two CPU cores",
@@ -114,8 +95,8 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo.set_defaults(run=_demo)
 
 
-def _add_recipes(commands: argparse._SubParsersAction[_Parser]) -> None:
-    recipes = _command(
+def _add_recipes(commands: argparse._SubParsersAction[Parser]) -> None:
+    recipes = add_command(
         commands,
         "recipes",
         "list the methods, with their papers and the data they need, or print the config of one",
@@ -129,8 +110,8 @@ def _add_recipes(commands: argparse._SubParsersAction[_Parser]) -> None:
     recipes.set_defaults(run=_recipes)
 
 
-def _add_config(commands: argparse._SubParsersAction[_Parser]) -> None:
-    config = _command(
+def _add_config(commands: argparse._SubParsersAction[Parser]) -> None:
+    config = add_command(
         commands,
         "config",
         "validate a config and print it resolved, with every default",
@@ -142,8 +123,8 @@ def _add_config(commands: argparse._SubParsersAction[_Parser]) -> None:
     config.set_defaults(run=_config)
 
 
-def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
-    doctor = _command(
+def _add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
+    doctor = add_command(
         commands,
         "doctor",
         "versions, devices, memory, disk, and what each config needs and whether it is there",
@@ -159,8 +140,8 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
     doctor.set_defaults(run=_doctor)
 
 
-def _add_serve_reward(commands: argparse._SubParsersAction[_Parser]) -> None:
-    serve = _command(
+def _add_serve_reward(commands: argparse._SubParsersAction[Parser]) -> None:
+    serve = add_command(
         commands,
         "serve-reward",
         "score over HTTP with a saved reward, for other runs",
@@ -175,66 +156,8 @@ def _add_serve_reward(commands: argparse._SubParsersAction[_Parser]) -> None:
     serve.add_argument("--port", type=int, default=8400, help="the port to listen on (8400); 0 takes a free one")
     serve.add_argument("--cert", type=Path, metavar="FILE", help="a certificate (PEM), for https")
     serve.add_argument("--key", type=Path, metavar="FILE", help="its key, if it is not in the same file")
-    _add_model_options(serve)
+    add_model_options(serve)
     serve.set_defaults(run=_serve_reward)
-
-
-def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
-    evaluate = _command(
-        commands,
-        "evaluate",
-        "measure a reward on pairs that people ranked",
-        "Suite reward: the share of pairs ranked right, by section and subset (RewardBench's form), ties,\n"
-        "calibration, and whether the reward goes by length. PLACE holds any reward: a run's, a stage's, a Hugging\n"
-        "Face model's. The results are added to evaluation.json in PLACE.",
-        about="",
-    )
-    evaluate.add_argument("place", type=Path, metavar="PLACE", help="a run's folder, a stage's reward, or a model's")
-    evaluate.add_argument("--suite", choices=["reward"], required=True, help="what to measure")
-    evaluate.add_argument("--pairs", required=True, metavar="FILE", help="{prompt, chosen, rejected}, as data.preferences")
-    evaluate.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="names of the columns, if others")
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="the first N rows")
-    evaluate.add_argument("--out", type=Path, metavar="FILE", help="adds the results to this file instead")
-    _add_model_options(evaluate)
-    evaluate.set_defaults(run=_evaluate)
-
-
-def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
-    compare = _command(
-        commands,
-        "compare",
-        "put evaluations side by side",
-        "A table of what suites measured in each PLACE, differences to the first, pair by pair, with\n"
-        "intervals, and what differs in the runs' configs.",
-        about="",
-    )
-    compare.add_argument("places", nargs="+", type=Path, metavar="PLACE", help="folders with an evaluation.json")
-    compare.set_defaults(run=_compare)
-
-
-def _add_model_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--threads", type=_count, metavar="N", help="threads that score; OMP_NUM_THREADS, or all cores")
-    command.add_argument("--chat-template", metavar="FILE", help='a .jinja file, or "plain"; else the one saved beside it')
-    command.add_argument("--trust-remote-code", action="store_true", help="run code that the folder brings")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _command(
-    commands: argparse._SubParsersAction[_Parser], name: str, summary: str, description: str, about: str = OVERRIDES
-) -> _Parser:
-    """With the exit codes at the end of its help, and `about` before them."""
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=f"{about}\n\n{EXIT_CODES}".lstrip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_config_argument(parser: argparse.ArgumentParser) -> None:
@@ -314,32 +237,6 @@ def _serve_reward(parsed: argparse.Namespace) -> None:
     )
 
 
-def _evaluate(parsed: argparse.Namespace) -> None:
-    from rayalign.config.data import DataSource
-    from rayalign.suites.reward import evaluate_reward, table
-
-    columns = dict(word.split("=", 1) for word in parsed.columns if "=" in word)
-    if len(columns) < len(parsed.columns):
-        raise UserError(f"--columns {' '.join(parsed.columns)}: give OURS=THEIRS, such as prompt=question")
-    source = parse_as(DataSource, {"path": parsed.pairs, "columns": columns, "limit": parsed.limit}, "--pairs")
-    file, results = evaluate_reward(
-        parsed.place,
-        source,
-        out=parsed.out,
-        threads=parsed.threads,
-        chat_template=parsed.chat_template,
-        trust_remote_code=parsed.trust_remote_code,
-    )
-    print("\n".join(table(results)))
-    print(f"evaluation: {file}")
-
-
-def _compare(parsed: argparse.Namespace) -> None:
-    from rayalign.suites.compare import compare
-
-    print("\n".join(compare(parsed.places)))
-
-
 def _load(name: str, overrides: Sequence[str]) -> RunConfig:
     if name == "demo" and not Path(name).exists():
         with as_file(files("rayalign.planted") / "demo.yaml") as path:
@@ -367,5 +264,3 @@ def _run(config: RunConfig) -> None:
     console.print(f"run folder: {folder}", soft_wrap=True)
 
 
-if __name__ == "__main__":
-    main()

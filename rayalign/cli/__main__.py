@@ -1,0 +1,5 @@
+"""`python -m rayalign.cli`."""
+
+from rayalign.cli import main
+
+main()
