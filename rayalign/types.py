@@ -171,6 +171,12 @@ class Scores:
     reward_version: int
     token_values: Ragged | None = None  # [b] rows of float32 that sum to `values`: where the reward is dense
 
+    def in_order(self) -> np.ndarray:
+        """[b] values by row, of scores of a whole batch."""
+        ordered = np.empty_like(self.values)
+        ordered[self.rows] = self.values
+        return ordered
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutSummary:

@@ -97,8 +97,12 @@ class Template:
         ids = [int(token) for token in tokens]
         if ids and ids[-1] in self.end_token_ids:
             ids.pop()
-        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text)
+        return self.decode_tokens(ids)
+
+    def decode_tokens(self, tokens: Iterable[int]) -> str:
+        """Their text, with every special token."""
+        ids = [int(token) for token in tokens]
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def decode_prompt(self, tokens: Iterable[int]) -> str:
         """The text of a prompt as a person reads it, without special tokens."""

@@ -12,7 +12,7 @@ from rayalign.config.stage_base import SamplingConfig
 from rayalign.errors import SyncError, WorkerLost
 from rayalign.ports import Pending, PolicyWorker, RewardWorker, RolloutWorker, Workers
 from rayalign.telemetry.metrics import Metrics
-from rayalign.types import Rollout, Scores, Sequences, Stored, TokenizedPrompts, WeightReport
+from rayalign.types import Ragged, Rollout, Scores, Sequences, Stored, TokenizedPrompts, WeightReport
 
 StoredRollouts = list[Stored[Rollout]]
 StoredScores = list[Stored[Scores]]
@@ -168,12 +168,19 @@ class RewardGroup:
 
     def score_sequences(self, sequences: Sequences) -> np.ndarray:
         """[B] scores of stored sequences, brought here."""
+        return self.scores_of(sequences).in_order()
+
+    def scores_of(self, sequences: Sequences) -> Scores:
+        """As `score_sequences`, in the order of `rows`, with the rewards of tokens where the reward gives any."""
         shards = _on_all(self.workers, _score_sequences, (sequences,), "score")
-        values = np.empty(len(sequences), dtype=np.float32)
-        for shard in shards:
-            scores = self.workers.fetch(shard)
-            values[scores.rows] = scores.values
-        return values
+        found = [self.workers.fetch(shard) for shard in shards]
+        dense = [one.token_values for one in found if one.token_values is not None]
+        return Scores(
+            np.concatenate([one.rows for one in found]),
+            np.concatenate([one.values for one in found]),
+            max(one.reward_version for one in found),
+            Ragged.concatenate(dense) if len(dense) == len(found) else None,
+        )
 
     def save(self, folder: str) -> None:
         """Writes the reward model."""

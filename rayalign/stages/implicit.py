@@ -128,7 +128,7 @@ def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> 
         groups.policy.sync()
         watch.check_canary(log=saved is None)
     if saved is None:
-        watch.log_health(0)
+        watch.log_start()
     with context.progress.stage(stage.name) as bar:
         bar.update(advance=watch.step)
         while at.round < stage.rounds:

@@ -16,15 +16,17 @@ from rayalign.stages.golden import golden_scores, rank_accuracy
 from rayalign.stages.groups import RolloutGroup, StoredRollouts, TrainedGroup
 from rayalign.stages.inputs import DemonstrationSplit
 from rayalign.stages.loop_setup import LoopGroups
+from rayalign.stages.probes import ROUNDS_FILE, Probe, keep_probe
 from rayalign.telemetry.alarms.rule import Rule
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.hacking import HackingWatch, implicit_rules, loop_rules
 from rayalign.telemetry.metrics import Last, Mean, Metric, Metrics, prefixed, values
-from rayalign.types import Ragged, Rollout, Sequences, TokenizedPrompts
+from rayalign.types import Ragged, Rollout, Scores, Sequences, TokenizedPrompts
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean nats a token between vLLM and the trainer, same weights
 CANARY_PROMPTS = 8
 CANARY_TOKENS = 16
+BothScores = tuple[Scores | None, Scores | None]  # of demonstrations, of samples
 PROBE_SAMPLES = 2  # for each held-out demonstration's prompt
 
 
@@ -122,16 +124,30 @@ class Watch:
         for line in lines:
             self._context.progress.say(f"warning: stage {self._stage.name}, round {round_number + 1}: {line}")
 
+    def log_start(self) -> None:
+        """What the policy is worth on held-out demonstrations before the first round; there is no reward yet."""
+        if len(self._probe):
+            agent = self._probe_samples()
+            self._log(0, prefixed(self._policy_health(agent), "health"))
+            self._keep(0, agent)
+
     def log_health(self, round_number: int) -> None:
         """What the policy is worth on demonstrations that it has not seen."""
         if len(self._probe):
-            self._log_health(round_number, self._health(self._probe_samples()))
+            agent = self._probe_samples()
+            metrics, scores = self._health(agent)
+            self._log(round_number, prefixed(metrics, "health"))
+            self._keep(round_number + 1, agent, scores)
 
-    def _health(self, agent: Rollout | None) -> Metrics:
-        return self._policy_health(agent)
+    def _health(self, agent: Rollout | None) -> tuple[Metrics, BothScores]:
+        """Metrics, and the scores of demonstrations and samples, where there is a reward."""
+        return self._policy_health(agent), (None, None)
 
-    def _log_health(self, round_number: int, metrics: Metrics) -> None:
-        self._log(round_number, prefixed(metrics, "health"))
+    def _keep(self, rounds_done: int, agent: Rollout | None, scores: BothScores = (None, None)) -> None:
+        if agent is not None:
+            file, template = self._context.folder / ROUNDS_FILE, self._context.template()
+            probe = Probe(self._probe, agent.sequences, *scores)
+            keep_probe(file, template, probe, stage=self._stage.name, rounds_done=rounds_done, step=self._step)
 
     def _probe_samples(self) -> Rollout | None:
         if self._sampled.rollout is None:
@@ -203,17 +219,16 @@ class LoopWatch(Watch):
         shown = {"reward": "policy/reward_mean", "kl": "policy/kl_policy_to_ref", "length": "policy/length_mean"}
         return {name: found[key] for name, key in shown.items() if key in found}
 
-    def log_start(self) -> None:
-        """What the policy is worth on held-out demonstrations before the first round; there is no reward yet."""
-        if len(self._probe):
-            self._log_health(0, self._policy_health(self._probe_samples()))
+    def _health(self, agent: Rollout | None) -> tuple[Metrics, BothScores]:
+        metrics = self._policy_health(agent)
+        if agent is None:
+            return metrics, (None, None)
+        reward = self._groups.reward
+        demo_scores, agent_scores = reward.scores_of(self._probe), reward.scores_of(agent.sequences)
+        found = self._reward_health(agent.sequences, demo_scores.in_order(), agent_scores.in_order())
+        return metrics | found, (demo_scores, agent_scores)
 
-    def _health(self, agent: Rollout | None) -> Metrics:
-        return self._policy_health(agent) | (self._reward_health(agent.sequences) if agent is not None else {})
-
-    def _reward_health(self, agent: Sequences) -> Metrics:
-        demo_scores = self._groups.reward.score_sequences(self._probe)
-        agent_scores = self._groups.reward.score_sequences(agent)
+    def _reward_health(self, agent: Sequences, demo_scores: np.ndarray, agent_scores: np.ndarray) -> Metrics:
         wins, pairs = _wins(demo_scores, self._probe.prompt_ids, agent_scores, agent.prompt_ids)
         metrics: Metrics = {
             "demo_accuracy_heldout": Mean(wins, pairs),

@@ -1,0 +1,95 @@
+"""What a policy answered to the same held-out prompts after each round, with the reward of then: rounds.jsonl.
+
+One line for each stage and number of rounds done (0: before the first):
+
+    {"stage", "rounds_done", "step", "prompts": [{"prompt", "demonstration", "reward", "tokens",
+        "answers": [{"response", "reward", "ended", "tokens"}]}]}
+
+`reward` is null where there is none yet; `tokens`, [[text, reward], ...] of a response, where the reward is one of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayalign.data.template import Template
+from rayalign.storage.aside import written_aside
+from rayalign.types import Scores, Sequences
+
+ROUNDS_FILE = "rounds.jsonl"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Held-out demonstrations and samples for the same prompts, each with its scores where a reward gave any."""
+
+    demonstrations: Sequences
+    samples: Sequences
+    demonstration_scores: Scores | None = None
+    sample_scores: Scores | None = None
+
+
+def keep_probe(file: Path, template: Template, probe: Probe, *, stage: str, rounds_done: int, step: int) -> None:
+    """Adds a line to `file`, in the place of those that the stage wrote of this round or a later one before it went back."""
+    demonstrations = list(_responses(template, probe.demonstrations, probe.demonstration_scores))
+    samples = list(_responses(template, probe.samples, probe.sample_scores))
+    ids = probe.samples.prompt_ids
+    prompts = [
+        {
+            "prompt": template.decode_prompt(prompt),
+            "demonstration": own["response"],
+            "reward": own["reward"],
+            "tokens": own["tokens"],
+            "answers": [samples[place] for place in np.flatnonzero(ids == number)],
+        }
+        for prompt, number, own in zip(
+            probe.demonstrations.prompts(), probe.demonstrations.prompt_ids, demonstrations, strict=True
+        )
+    ]
+    line = {"stage": stage, "rounds_done": rounds_done, "step": step, "prompts": prompts}
+    kept = [old for old in _lines(file) if old["stage"] != stage or old["rounds_done"] < rounds_done]
+    with written_aside(file) as aside, aside.open("w", encoding="utf-8") as new:
+        new.writelines(json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in [*kept, line])
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _responses(template: Template, sequences: Sequences, scores: Scores | None) -> Iterator[dict[str, Any]]:
+    values: dict[int, float] = {}
+    dense: dict[int, np.ndarray] = {}
+    if scores is not None:
+        values = dict(zip(scores.rows.tolist(), scores.values.tolist(), strict=True))
+        if scores.token_values is not None:
+            dense = dict(zip(scores.rows.tolist(), scores.token_values, strict=True))
+    for row, (tokens, ended) in enumerate(zip(sequences.responses(), sequences.ended, strict=True)):
+        yield {
+            "response": template.decode_response(tokens),
+            "reward": _finite(values.get(row)),
+            "ended": bool(ended),
+            "tokens": _pieces(template, tokens, dense[row]) if row in dense else None,
+        }
+
+
+def _pieces(template: Template, tokens: np.ndarray, rewards: np.ndarray) -> list[list[Any]]:
+    """Each token's own text, as what it adds to the text before it: a character may take several tokens."""
+    pieces, before = [], ""
+    for end, reward in enumerate(rewards.tolist(), start=1):
+        text = template.decode_tokens(tokens[:end])
+        pieces.append([text[len(before) :], _finite(reward)])
+        before = text
+    return pieces
+
+
+def _finite(value: float | None) -> float | None:
+    return round(value, 5) if value is not None and math.isfinite(value) else None
