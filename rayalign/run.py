@@ -25,6 +25,7 @@ from rayalign.errors import Diverged, Stopped, UserError, WorkerLost, is_disk_fu
 from rayalign.own_code import identify
 from rayalign.ports import Fleet
 from rayalign.preflight.check import check_run, needs_of
+from rayalign.preflight.machine import environment
 from rayalign.report.results import results_problem
 from rayalign.report.summary import summarise
 from rayalign.stages.checkpoints import checkpoint_store, checkpoint_store_of, differences
@@ -33,7 +34,7 @@ from rayalign.stages.mirrored import MirroredRun, opened_mirror
 from rayalign.stopping import stop_on_sigterm
 from rayalign.storage.aside import write_json
 from rayalign.storage.mirror import DONE
-from rayalign.storage.run_folder import held, make_folder, write_config
+from rayalign.storage.run_folder import ENVIRONMENT_FILE, held, make_folder, write_config
 from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
 
@@ -126,6 +127,7 @@ def _run_in(job: _Job, mirrored: MirroredRun | None) -> None:
         make_folder(folder)
         with held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
             write_config(folder, dump_config(config))
+            write_json(folder / ENVIRONMENT_FILE, environment())
             _run_pending(job, mirrored)
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):
@@ -324,13 +326,15 @@ def _say_done(progress: Progress, config: RunConfig, pending: list[Stage]) -> No
 
 
 def _report(config: RunConfig, folder: Path) -> None:
-    """summary.json and plot.png from the last evaluation, if there was one."""
+    """summary.json and plot.png from the last evaluation, if there was one; report.html."""
     from rayalign.report.plot import plot_run
+    from rayalign.report.run_page import write_run_report
 
     results = latest_results(config, folder)
     if results is not None:
         write_json(folder / "summary.json", summarise(results, artifacts_of(config, folder)))
     plot_run(folder / "metrics.jsonl", results, folder / "plot.png")
+    write_run_report([folder])
 
 
 def latest_results(config: RunConfig, folder: Path) -> dict[str, Any] | None:

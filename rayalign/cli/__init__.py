@@ -12,6 +12,7 @@ from pathlib import Path
 from rayalign import __version__
 from rayalign.cli.evaluate import add_compare, add_evaluate
 from rayalign.cli.parser import EXIT_CODES, Parser, add_command, add_model_options
+from rayalign.cli.report import add_report
 from rayalign.config.load import dump_config, load_config
 from rayalign.config.recipes import all_recipes, find_recipe
 from rayalign.config.run import RunConfig
@@ -22,12 +23,15 @@ RECIPES = """examples:
   rayalign recipes rft > my.yaml                              then set model and data in it
   rayalign recipes rft --planted > small.yaml                 rayalign train small.yaml runs as it is"""
 
+PICTURES = {"plot": "plot.png", "report": "report.html"}  # that a run draws of itself
+
 EXAMPLES = """examples:
   rayalign demo                                               see it work: minutes, on any machine
   rayalign recipes                                            the methods, by name; with a name, its config
   rayalign doctor configs/rft.yaml                            what it needs, and whether it is here
   rayalign config configs/rft.yaml seed=1                     all settings, resolved
   rayalign train configs/rft.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct
+  rayalign report runs/demo                                   what it learned, as one HTML page
   rayalign serve-reward runs/demo                             score with its reward over HTTP, for other runs
   rayalign control train configs/control/pendulum.yaml        the same on a simulated robot (docs/control.md)
   rayalign train configs/rft.yaml stages.irl.rounds=3 placement.policy.gpus=4
@@ -64,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve_reward(commands)
     add_evaluate(commands)
     add_compare(commands)
+    add_report(commands)
     add_control(commands, add_command, Parser)
     return parser
 
@@ -257,7 +262,7 @@ def _run(config: RunConfig) -> None:
     results = latest_results(config, folder)
     artifacts = artifacts_of(config, folder)
     if results is not None:
-        print_report(console, results, artifacts | {"plot": str(folder / "plot.png")})
+        print_report(console, results, artifacts | {name: str(folder / file) for name, file in PICTURES.items()})
     else:
         for name, path in artifacts.items():
             console.print(f"{name}: {path}", soft_wrap=True)

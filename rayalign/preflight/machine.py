@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -58,6 +61,19 @@ def gpus() -> list[Gpu]:
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
     return [Gpu(row[2], float(row[3]) / 1024) for row in rows if len(row) == 4 and _is_visible(row[0], row[1])]
+
+
+def environment() -> dict[str, Any]:
+    """What a run started with, as plain values: command, time, machine and versions."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": f"{cpus()}, {cpu_name()}",
+        "gpus": ", ".join(f"{gpu.name} ({gpu.memory_gib:.0f} GiB)" for gpu in gpus()) or "none",
+        "packages": {"rayalign": _version("rayalign")} | {one.name: one.version for one in packages() if one.version},
+    }
 
 
 def cpus() -> int:

@@ -10,7 +10,6 @@ One line for each stage and number of rounds done (0: before the first):
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rayalign.data.template import Template
-from rayalign.storage.aside import written_aside
+from rayalign.storage.jsonl import add_line
 from rayalign.types import Scores, Sequences
 
 ROUNDS_FILE = "rounds.jsonl"
@@ -54,15 +53,7 @@ def keep_probe(file: Path, template: Template, probe: Probe, *, stage: str, roun
         )
     ]
     line = {"stage": stage, "rounds_done": rounds_done, "step": step, "prompts": prompts}
-    kept = [old for old in _lines(file) if old["stage"] != stage or old["rounds_done"] < rounds_done]
-    with written_aside(file) as aside, aside.open("w", encoding="utf-8") as new:
-        new.writelines(json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in [*kept, line])
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    add_line(file, line, lambda old: old.get("stage") == stage and not old.get("rounds_done", 0) < rounds_done)
 
 
 def _responses(template: Template, sequences: Sequences, scores: Scores | None) -> Iterator[dict[str, Any]]:

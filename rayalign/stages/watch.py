@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from rayalign.stages.groups import RolloutGroup, StoredRollouts, TrainedGroup
 from rayalign.stages.inputs import DemonstrationSplit
 from rayalign.stages.loop_setup import LoopGroups
 from rayalign.stages.probes import ROUNDS_FILE, Probe, keep_probe
+from rayalign.storage.jsonl import add_line, drop_lines
 from rayalign.telemetry.alarms.rule import Rule
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.hacking import HackingWatch, implicit_rules, loop_rules
@@ -24,6 +26,7 @@ from rayalign.telemetry.metrics import Last, Mean, Metric, Metrics, prefixed, va
 from rayalign.types import Ragged, Rollout, Scores, Sequences, TokenizedPrompts
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean nats a token between vLLM and the trainer, same weights
+ALARMS_FILE = "alarms.jsonl"
 CANARY_PROMPTS = 8
 CANARY_TOKENS = 16
 BothScores = tuple[Scores | None, Scores | None]  # of demonstrations, of samples
@@ -62,6 +65,7 @@ class Watch:
         self.newest: dict[str, float] = {}  # of every metric of this round
         self._probe = _probe(groups.demonstrations, stage.probe_size)
         self.hacking = HackingWatch(_rules(stage), early_stop=stage.watch.early_stop)
+        self._alarms = context.folder / ALARMS_FILE  # as told, for whoever looks later
 
     @property
     def step(self) -> int:
@@ -121,11 +125,15 @@ class Watch:
         self.newest |= found
         measures, lines = self.hacking.observe(round_number, found)
         self._context.tracker.log(self._stage.name, round_number, self._step, {**metrics, **measures})
-        for line in lines:
+        for name, line in lines.items():
             self._context.progress.say(f"warning: stage {self._stage.name}, round {round_number + 1}: {line}")
+            own = {"stage": self._stage.name, "name": name}
+            told = {**own, "round": round_number, "step": self._step, "line": line}
+            add_line(self._alarms, told, partial(_is_of, own))
 
     def log_start(self) -> None:
         """What the policy is worth on held-out demonstrations before the first round; there is no reward yet."""
+        drop_lines(self._alarms, partial(_is_of, {"stage": self._stage.name}))
         if len(self._probe):
             agent = self._probe_samples()
             self._log(0, prefixed(self._policy_health(agent), "health"))
@@ -245,6 +253,10 @@ class LoopWatch(Watch):
 
     def _workers(self) -> list:
         return [self._groups.rollout.workers, self._groups.reward.workers, self._groups.policy.workers]
+
+
+def _is_of(own: Mapping[str, str], line: Mapping[str, Any]) -> bool:
+    return all(line.get(name) == value for name, value in own.items())
 
 
 def _rules(stage: SampledStage) -> list[Rule]:

@@ -11,6 +11,7 @@ from rayalign.errors import UserError, is_disk_full
 from rayalign.storage.aside import written_aside
 
 CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"  # of the newest start
 
 
 def make_folder(folder: Path) -> None:
@@ -33,6 +34,19 @@ def held(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{folder} is in use by another run; wait for it, or set name= for a new one") from None
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run works in it now."""
+    file = folder / ".lock"
+    if not file.exists():
+        return False
+    with file.open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def write_config(folder: Path, text: str) -> None:

@@ -28,10 +28,10 @@ class HackingWatch:
         self._early_stop = early_stop
         self._told: list[str] = []
 
-    def observe(self, round_number: int, found: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        """Takes one record: (watch/... metrics, the lines of alarms that trip for the first time)."""
+    def observe(self, round_number: int, found: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
+        """Takes one record: (watch/... metrics, the lines of alarms that trip for the first time, by their names)."""
         metrics: dict[str, float] = {}
-        lines = []
+        lines: dict[str, str] = {}
         for name, rule in self._rules.items():
             reading = rule.observe(round_number, found)
             if reading is None:
@@ -39,7 +39,7 @@ class HackingWatch:
             metrics[f"watch/{name}"] = reading.measure
             if reading.alarm is not None and name not in self._told:
                 self._told.append(name)
-                lines.append(reading.alarm)
+                lines[name] = reading.alarm
         return metrics, lines
 
     @property

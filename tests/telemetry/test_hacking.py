@@ -91,7 +91,7 @@ def test_an_implicit_run_that_breaks_is_told_before_it_ends():
 
 def test_lines_say_numbers_and_what_to_do_and_come_once():
     watch = watch_of(runs.PPO_BROKEN)
-    lines = [line for record in runs.PPO_BROKEN.records() for line in watch.observe(*record)[1]]
+    lines = [line for record in runs.PPO_BROKEN.records() for line in watch.observe(*record)[1].values()]
     surprise, growth = lines
     assert "1.2 nats a token" in surprise and "improve.kl_coef" in surprise
     assert "8.32 nats a response" in growth and "4 times" in growth
@@ -134,9 +134,9 @@ def test_missing_and_broken_numbers_pass_by():
     expected = [plain.observe(*record) for record in records]
     found = [holed.observe(*record) for record in holes]
     assert found[2::4] == expected
-    assert all(nothing == ({}, []) for place in (0, 1, 3) for nothing in found[place::4])
+    assert all(nothing == ({}, {}) for place in (0, 1, 3) for nothing in found[place::4])
     assert holed.state() == plain.state()
-    assert watch_of().observe(0, {}) == ({}, [])
+    assert watch_of().observe(0, {}) == ({}, {})
 
 
 def test_rounds_of_one_step():
