@@ -68,6 +68,13 @@ def test_two_rounds_on_ray_raise_the_golden_reward(two_rounds: Path) -> None:
         assert AutoTokenizer.from_pretrained(folder).chat_template
     assert (two_rounds / "plot.png").stat().st_size > 10_000
     assert "golden" in json.loads((two_rounds / "summary.json").read_text())
+    probes = [json.loads(line) for line in (two_rounds / "rounds.jsonl").read_text().splitlines()]
+    assert [(probe["stage"], probe["rounds_done"]) for probe in probes] == [("rft", 0), ("rft", 1), ("rft", 2)]
+    before, *after = [[a["reward"] for row in probe["prompts"] for a in row["answers"]] for probe in probes]
+    assert len(before) == 2 * len(probes[0]["prompts"]) and set(before) == {None}
+    assert all(isinstance(reward, float) for rewards in after for reward in rewards)
+    report = (two_rounds / "report.html").read_text()
+    assert "Stage rft: where the time went" in report and "RFT" in report
 
 
 def test_backends_agree_and_finished_stages_are_kept(loop_values: dict[str, Any], tmp_path: Path) -> None:
