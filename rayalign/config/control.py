@@ -139,6 +139,11 @@ class ControlPolicy(Strict):
     warmup_steps: NonNegativeInt = Field(400, description="random steps before the first update")
     steps_per_round: PositiveInt = Field(200, description="environment steps between two lessons of the reward")
     updates_per_step: Positive = Field(1.0, le=100, description="gradient steps per environment step")
+    max_episode_steps: PositiveInt | None = Field(
+        None,
+        description="cuts episodes of training there, and not those that are measured: where a policy falls and stays down, "
+        "most of a long episode teaches nothing",
+    )
     fragment: PositiveInt = Field(50, description="environment steps between two rows of updates; PPO's batch")
     ppo: PpoConfig = PpoConfig()
     cloning_epochs: PositiveInt = Field(200, description="passes over the demonstrations in behaviour cloning")

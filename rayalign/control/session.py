@@ -25,7 +25,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
 from rayalign.actors.deadline import failure
-from rayalign.config.control import ControlConfig
+from rayalign.config.control import ControlConfig, EnvironmentConfig
 from rayalign.control.algorithm import ENVIRONMENT, algorithm_config
 from rayalign.control.environments import HORIZON_REASON, Task, make_environment
 from rayalign.control.learner import POLICY, SKIPPED
@@ -51,6 +51,14 @@ METRICS = {
 }
 
 
+def _of_training(config: ControlConfig, task: Task) -> EnvironmentConfig:
+    """The environment with its episodes cut where the policy's are to be, but never later than it does so itself."""
+    cut = config.policy.max_episode_steps
+    if cut is None:
+        return config.environment
+    return config.environment.model_copy(update={"max_episode_steps": min(cut, task.horizon)})
+
+
 class RlSession:
     """Samples of the policy in, updates of policy and reward out. Close it."""
 
@@ -70,7 +78,7 @@ class RlSession:
         self._num_learners = max(1, config.placement.num_learners)
         self._num_runners, self._is_remote = config.placement.num_env_runners, config.placement.remote
         algorithm = algorithm_config(config, task, scale, coefficients)
-        register_env(ENVIRONMENT, lambda _: make_environment(config.environment))
+        register_env(ENVIRONMENT, lambda _: make_environment(_of_training(config, task)))
         self._group: EnvRunnerGroup | None = None
         self._local: SingleAgentEnvRunner | None = None
         with warnings.catch_warnings():

@@ -14,6 +14,7 @@ from rayalign.control.alternation import Alternation
 from rayalign.control.checkpoints import packed, unpacked
 from rayalign.control.data import coefficients, load_data, observation_scale
 from rayalign.control.environments import look_at
+from rayalign.control.evaluation import roll_out
 from rayalign.control.learner import POLICY, REWARD_SETTINGS, reward_loss
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import Steps, reward_rows
@@ -297,6 +298,30 @@ def test_state_comes_back_without_pickle(small: MakeConfig) -> None:
     finally:
         first.close()
         second.close()
+
+
+@pytest.mark.parametrize(("cut", "length"), [(15, 15), (None, 200), (500, 200)])
+def test_episodes_of_training_can_be_cut_short(small: MakeConfig, cut: int | None, length: int) -> None:
+    """A cut is no end: what comes after it still counts. Those that are measured run for the whole."""
+    config = small(method="ml_irl", policy={"max_episode_steps": cut})
+    alternation = begin(config)
+    try:
+        pieces = [piece for _ in range(10) for piece in alternation.session.sample(40)]
+        resets = np.concatenate([[False, *(p["obs"][1:] != p["new_obs"][:-1]).any(axis=1)] for p in pieces])
+        joined = [a["new_obs"][-1].tolist() == b["obs"][0].tolist() for a, b in zip(pieces, pieces[1:], strict=False)]
+        assert not resets.any() and not any(piece["terminateds"].any() for piece in pieces)
+        lengths, current = [], 0
+        for piece, goes_on in zip(pieces, [*joined, True], strict=True):
+            current += len(piece["rewards"])
+            if not goes_on:
+                lengths.append(current)
+                current = 0
+        warm_up = config.policy.warmup_steps
+        assert lengths[1:] == [length] * (len(lengths) - 1) and lengths[0] == length - warm_up % length, lengths
+        whole = roll_out(config.environment, look_at(config.environment), lambda _: np.zeros(1), 1, 0)
+        assert whole.lengths.tolist() == [200]
+    finally:
+        alternation.close()
 
 
 def test_an_episode_that_ends_early_is_told(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
