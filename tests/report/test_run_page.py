@@ -10,13 +10,14 @@ import pytest
 
 from rayalign.cli import main
 from rayalign.errors import UserError
-from rayalign.report.page import page
+from rayalign.report.page import Picture, Section, page
 from rayalign.report.run_files import read_run
 from rayalign.report.run_page import run_report, write_run_report
 from rayalign.storage.run_folder import held
 from tests.report.browser import chromium, opened
 from tests.report.run_folder import PROMPTS, ROUNDS, STEPS, write_run
 
+PIXEL = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
 FIGURE = re.compile(r'<div class="chart"><script type="application/json">(.*?)</script>', re.DOTALL)
 
 
@@ -196,3 +197,14 @@ def test_in_a_browser_it_fits_a_phone_and_follows_the_dark(report: Path) -> None
         shown.page.emulate_media(color_scheme="light")
         shown.page.wait_for_function(f"{ink} === 'rgb(34, 34, 34)'")
         assert shown.errors == []
+
+
+def test_a_report_of_control_is_quiet_too(tmp_path: Path) -> None:
+    """Pictures, tables and folded text, without charts of plotly."""
+    chromium()
+    picture = Picture.of_bytes(PIXEL, "gif", "a picture")
+    file = tmp_path / "report.html"
+    file.write_text(page("Pendulum-v1", ["A verdict."], [Section("An episode", pictures=[picture], text="a: 1")]))
+    assert file.stat().st_size < 20_000  # no library of charts
+    with opened(file) as shown:
+        assert shown.errors == [] and shown.page.locator("img").evaluate("(one) => one.naturalWidth") == 1
