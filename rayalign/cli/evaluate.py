@@ -9,9 +9,10 @@ from typing import Any
 
 from rayalign.cli.parser import EXIT_CODES, Parser, add_command
 from rayalign.cli.suites import Suite
+from rayalign.cli.suites.mt_bench import MT_BENCH
 from rayalign.cli.suites.reward import REWARD
 
-SUITES = {suite.name: suite for suite in (REWARD,)}
+SUITES = {suite.name: suite for suite in (REWARD, MT_BENCH)}
 
 
 def add_evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
