@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rayalign.errors import DataError, UserError
 from rayalign.suites import judge as judge_module
@@ -30,14 +31,18 @@ from rayalign.suites.mt_bench.questions import read_questions
 from rayalign.suites.mt_bench.suite import Bench, evaluate_mt_bench
 from rayalign.suites.mt_bench.tables import table
 from rayalign.suites.options import ModelOptions
+from rayalign.suites.record import content_of
+from rayalign.types import Message
 from tests.conftest import one_thread, run_rayalign
+from tests.models.tiny import load_plain
 from tests.services import Reply, Service, serving, status
+from tests.serving.test_saved import template
 from tests.suites.policies import save_policy
 
 KEY = "s3cret-key-of-the-tests"
 QUESTIONS: list[dict[str, Any]] = [
     {"question_id": 81, "category": "writing", "turns": ["Write about {braces}.", "Again, with the letter A."]},
-    {"question_id": 111, "category": "math", "turns": ["1 + 1?", "And twice that?"], "reference": ["It is 2.", "4, of course"]},
+    {"question_id": 111, "category": "math", "turns": ["1 + 1?", "And twice that?"], "reference": ["It is 2.", "4, sure"]},
     {"question_id": 112, "category": "math", "turns": ["2 + 2?", "And half?"]},
     {"question_id": 91, "category": "roleplay", "turns": ["Be a tree.", "Be another."]},
 ]
@@ -111,7 +116,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_the_command_line(drawn: Drawn) -> None:
-    """Numbers, what is printed, what is kept, and the requests: published prompts, both orders, the key in the header only."""
+    """Numbers, what is printed, what is kept, and the requests: both orders, and the key in the header only."""
     assert drawn.done.returncode == 0, drawn.done.stderr
     run = drawn.policy.parents[1]
     saved = json.loads((run / "evaluation.json").read_text())["suites"]["mt-bench"]
@@ -139,15 +144,28 @@ def test_on_the_command_line(drawn: Drawn) -> None:
     assert KEY not in drawn.done.stdout + drawn.done.stderr
 
 
+def texts_of(drawn: Drawn, policy: Path) -> dict[str, list[str]]:
+    """A policy's kept answers: both turns, by question."""
+    for file in (drawn.policy.parents[1] / "mt-bench").glob("answers-*.jsonl"):
+        head, *rows = [json.loads(line) for line in file.read_text().strip().split("\n")]
+        if content_of(policy).items() <= head["drawn_from"]["model"].items():
+            return {row["id"]: row["answers"]["texts"] for row in rows}
+    raise AssertionError("no answers are kept")
+
+
 def test_the_second_turn_sees_the_first_answer(drawn: Drawn) -> None:
-    """In the judge's prompts, and with the reference where there is one."""
-    files = [file.read_text().split("\n") for file in (drawn.policy.parents[1] / "mt-bench").glob("answers-*.jsonl")]
-    rows = {json.loads(line)["id"]: json.loads(line)["answers"]["texts"] for line in files[0][1:] if line}
-    first, second = rows["111"]
+    """The policy's prompt and the judge's; and the judge sees the reference where there is one."""
+    first, second = texts_of(drawn, drawn.policy)["111"]
+    turns = [Message("user", "1 + 1?"), Message("assistant", first), Message("user", "And twice that?")]
+    chat = template("chatml")
+    (tokens,) = chat.encode_prompts([chat.prompt_text(tuple(turns))])
+    asked = torch.tensor([tokens])
+    greedy = load_plain(str(drawn.policy)).generate(asked, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert chat.decode_response(greedy[0, len(tokens) :].tolist()).strip() == second
     texts = [prompt(asked) for asked in drawn.asked]
     alone = [text for text in texts if "Assistant B" not in text and first in text and second in text]
     assert any(text.index(first) < text.index("And twice that?") < text.rindex(second) for text in alone)
-    assert any("4, of course" in text and "Reference answer" in text for text in texts)
+    assert any("4, sure" in text and "Reference answer" in text for text in texts)
     assert not any("Reference" in text for text in texts if "2 + 2?" in text)
     assert sum("Write about {braces}." in text for text in texts) == 6
 
@@ -318,7 +336,7 @@ def test_conversations_that_the_judge_does_not_take(run: Callable[..., Any]) -> 
         assert len(service.asked) == 6
 
 
-@pytest.mark.parametrize(("code", "words"), [(401, "--judge-key-env"), (404, "see that it serves strict"), (307, "redirect")])
+@pytest.mark.parametrize(("code", "words"), [(401, "--judge-key-env"), (404, "it serves strict"), (307, "redirect")])
 def test_refusals_end_at_once(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with serving(status(code, f"no: Bearer {KEY}".encode(), Location="http://127.0.0.1:1/")) as service:
@@ -376,7 +394,7 @@ def test_killed_in_the_middle(drawn: Drawn, tmp_path: Path) -> None:
 
 def test_wins_count_where_both_orders_agree(drawn: Drawn, run: Callable[..., Any]) -> None:
     """A judge that knows whose answer is whose: it prefers ours in the first turn of writing, theirs elsewhere."""
-    ours = json.loads(next(iter(_answers(drawn, drawn.policy)))[1])["answers"]["texts"][0]
+    ours = texts_of(drawn, drawn.policy)["81"][0]
 
     def fair(handler: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
         text = prompt(asked)
@@ -391,16 +409,6 @@ def test_wins_count_where_both_orders_agree(drawn: Drawn, run: Callable[..., Any
     assert pairs["categories"]["writing"]["wins"] == 1 and pairs["wins"] == 1 and pairs["losses"] == 0
     assert pairs["categories"]["math"]["ties"] == 2 and pairs["num_unparsed"] == 2  # "[[B]]" in both orders is a tie too
     assert pairs["ties"] == 5 and pairs["num_order_decides"] == 3
-
-
-def _answers(drawn: Drawn, policy: Path) -> Iterator[list[str]]:
-    """The lines of the file with a policy's answers."""
-    from rayalign.suites.record import content_of
-
-    for file in (drawn.policy.parents[1] / "mt-bench").glob("answers-*.jsonl"):
-        lines = file.read_text().split("\n")
-        if json.loads(lines[0])["drawn_from"]["model"]["model.safetensors"] == content_of(policy)["model.safetensors"]:
-            yield lines
 
 
 def test_compare(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -466,7 +474,7 @@ def test_references_of_another_file(drawn: Drawn, tmp_path: Path) -> None:
     file = tmp_path / "gpt-4.jsonl"
     file.write_text(json.dumps({"question_id": 112, "choices": [{"index": 0, "turns": ["4", "2"]}]}) + "\n")
     found = {one.id: one for one in read_questions(drawn.questions, file, limit=3)}
-    assert found["112"].reference(2) == ("4", "2") and found["111"].reference(1) == ("It is 2.", "4, of course")
+    assert found["112"].reference(2) == ("4", "2") and found["111"].reference(1) == ("It is 2.", "4, sure")
     assert list(found) == ["81", "111", "112"] and found["81"].temperature == 0.7 and found["112"].temperature == 0
     file.write_text('{"question_id": 112, "choices": []}\n')
     with pytest.raises(DataError, match="1: no reference answer"):

@@ -31,7 +31,7 @@ def _add_judge(judge: argparse._ArgumentGroup) -> None:
     judge.add_argument("--judge", required=True, metavar="URL", help="OpenAI-compatible, such as https://HOST/v1")
     judge.add_argument("--judge-model", required=True, metavar="NAME", help="the model's name there")
     judge.add_argument("--judge-key-env", metavar="VAR", help="the environment variable that holds the key")
-    judge.add_argument("--judge-extra", type=_object, default={}, metavar="JSON", help="put into requests; null takes a key out")
+    judge.add_argument("--judge-extra", type=_object, default={}, metavar="JSON", help="put into requests; null takes out")
     judge.add_argument("--judge-max-tokens", type=count, default=2048, metavar="N", help="of its answer (2048)")
     judge.add_argument("--judge-rate", type=positive, metavar="N", help="requests a minute, at most")
     judge.add_argument("--judge-concurrency", type=count, default=4, metavar="N", help="requests at one time (4)")
