@@ -13,6 +13,7 @@ from rayalign.evaluate.reward_accuracy import RIGHT
 from rayalign.evaluate.statistics import paired_difference
 from rayalign.stages.checkpoints import differences
 from rayalign.storage.run_folder import CONFIG_FILE
+from rayalign.suites.mt_bench.tables import side_by_side
 from rayalign.suites.record import EVALUATION_FILE, read_evaluation
 
 WIDTH = 24
@@ -45,7 +46,7 @@ def _suites(place: Path) -> dict[str, Any]:
     file = file / EVALUATION_FILE if file.is_dir() else file
     suites: dict[str, Any] = read_evaluation(file)["suites"]
     if not suites:
-        raise UserError(f"{place}: holds no evaluation; run rayalign evaluate {place} --suite reward --pairs FILE")
+        raise UserError(f"{place}: holds no evaluation; run rayalign evaluate {place} --suite NAME")
     return suites
 
 
@@ -104,4 +105,4 @@ def _configs(places: Sequence[Path]) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {"reward": _reward}
+TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {"reward": _reward, "mt-bench": side_by_side}

@@ -31,7 +31,7 @@ def record(file: Path, suite: str, results: dict[str, Any], *, model: Path, data
         "results": results,
         "command": ["rayalign", *sys.argv[1:]],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in PACKAGES if (version := version_of(name))},
         "model": {"path": str(model), "content": content_of(model)},
         "data": data,
     }
@@ -57,7 +57,8 @@ def content_of(folder: Path) -> dict[str, str]:
     return {file.name: file_hash(file) for file in files}
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """The version of an installed package; None where it is not there."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
