@@ -184,6 +184,7 @@ def _run_stages(job: _Job, pending: list[Stage], tracker: Tracker) -> None:
         fleet = _start_fleet(config, folder)
     context = RunContext(config, folder, fleet, job.components, tracker, progress)
     try:
+        _export_metrics(config, tracker)
         for stage in pending:
             context.settings, context.restarted = _settings(config, stage, job.own), False
             _run_stage(run_stage[stage.kind], context, stage)
@@ -194,6 +195,14 @@ def _run_stages(job: _Job, pending: list[Stage], tracker: Tracker) -> None:
     finally:
         context.close_sampler()
         fleet.close()
+
+
+def _export_metrics(config: RunConfig, tracker: Tracker) -> None:
+    """Records go to Ray's own metrics too, where the groups are Ray's."""
+    if config.placement.backend != "inprocess":
+        from rayalign.actors.metrics import RayMetricsSink
+
+        tracker.add(RayMetricsSink(config.name))
 
 
 def _run_stage(runner: Callable[[RunContext, Any], None], context: RunContext, stage: Stage) -> None:
@@ -244,6 +253,8 @@ def _start_fleet(config: RunConfig, folder: Path) -> Fleet:
         max_staleness=config.max_staleness,
         actor_logs=config.telemetry.actor_logs,
         stacks=str(folder / "stacks"),
+        run=config.name,
+        metrics_port=config.telemetry.metrics_port,
     )
 
 

@@ -108,6 +108,10 @@ def opened_run(config: ControlConfig, folder: Path, task: Task, data: ControlDat
             start_ray(config)
             resolved = config.model_dump(mode="json")
             with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
+                if config.placement.remote:
+                    from rayalign.actors.metrics import RayMetricsSink
+
+                    tracker.add(RayMetricsSink(config.name))
                 yield ControlRun(config, folder, task, data, tracker, progress)
     except OSError as error:
         if is_disk_full(error):
@@ -124,7 +128,7 @@ def start_ray(config: ControlConfig) -> None:
         return
     from rayalign.actors.cluster import cluster_nodes, connect
 
-    connect(placement.cluster(), config.telemetry.actor_logs)
+    connect(placement.cluster(), config.telemetry.actor_logs, config.telemetry.metrics_port)
     nodes = cluster_nodes()
     gpus = placement.num_learners * placement.gpus_per_learner
     cpus = placement.num_env_runners + (0 if gpus else placement.num_learners)

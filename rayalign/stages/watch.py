@@ -20,6 +20,7 @@ from rayalign.telemetry.alarms.rule import Rule
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.hacking import HackingWatch, implicit_rules, loop_rules
 from rayalign.telemetry.metrics import Last, Mean, Metric, Metrics, prefixed, values
+from rayalign.telemetry.shown import key_numbers
 from rayalign.types import Ragged, Rollout, Sequences, TokenizedPrompts
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean nats a token between vLLM and the trainer, same weights
@@ -118,6 +119,7 @@ class Watch:
         found = values(metrics)
         self.newest |= found
         measures, lines = self.hacking.observe(round_number, found)
+        measures["watch/num_alarms"] = len(self.hacking.alarms)
         self._context.tracker.log(self._stage.name, round_number, self._step, {**metrics, **measures})
         for line in lines:
             self._context.progress.say(f"warning: stage {self._stage.name}, round {round_number + 1}: {line}")
@@ -199,9 +201,7 @@ class LoopWatch(Watch):
         self._step += 1
         if self._step % self._every == 0:
             self.check_canary()
-        found = values(metrics)
-        shown = {"reward": "policy/reward_mean", "kl": "policy/kl_policy_to_ref", "length": "policy/length_mean"}
-        return {name: found[key] for name, key in shown.items() if key in found}
+        return key_numbers(self.newest)
 
     def log_start(self) -> None:
         """What the policy is worth on held-out demonstrations before the first round; there is no reward yet."""

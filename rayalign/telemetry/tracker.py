@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from numbers import Integral
 from pathlib import Path
@@ -12,15 +12,11 @@ from typing import Any
 
 from rayalign.config.telemetry import TelemetryConfig
 from rayalign.telemetry.metrics import Metric
-from rayalign.telemetry.sinks import (
-    FIELDS,
-    JsonlSink,
-    MlflowSink,
-    Sink,
-    TensorBoardSink,
-    WandbSink,
-    read_jsonl,
-)
+from rayalign.telemetry.mlflow_sink import MlflowSink
+from rayalign.telemetry.sinks import FIELDS, JsonlSink, Sink, read_jsonl
+from rayalign.telemetry.tables import Cell, Table
+from rayalign.telemetry.tensorboard_sink import TensorBoardSink
+from rayalign.telemetry.wandb_sink import WandbSink
 
 
 class Tracker:
@@ -82,6 +78,24 @@ class Tracker:
         self._counts[stage] = self.count(stage) + 1
         return record
 
+    def table(
+        self, stage: str, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]
+    ) -> None:
+        """Shows rows of plain values, such as samples, as the table STAGE/NAME of this step in TensorBoard and the trackers.
+
+        `step` counts as in `log`; without rows there is nothing to show. Raises ValueError for a row that has not a cell for
+        each column.
+        """
+        if not rows:
+            return
+        table, global_step = Table(tuple(columns), rows), self._bases.get(stage, self._last_step) + step
+        for sink in self._sinks:
+            sink.table(f"{stage}/{name}", table, global_step)
+
+    def add(self, sink: Sink) -> None:
+        """Gives the records from here on to one more sink, which the tracker closes."""
+        self._sinks.append(sink)
+
     def count(self, stage: str) -> int:
         """How many records a stage has."""
         return self._counts.get(stage, 0)
@@ -116,7 +130,7 @@ class Tracker:
 
     def _open_others(self, config: TelemetryConfig, run_name: str, resolved: dict[str, Any]) -> None:
         if config.tensorboard:
-            self._sinks.append(TensorBoardSink(self._folder / "tensorboard"))
+            self._sinks.append(TensorBoardSink(self._folder / "tensorboard", resolved))
         if config.wandb:
             self._sinks.append(WandbSink(config.wandb, run_name, self._folder, resolved))
         if config.mlflow:
