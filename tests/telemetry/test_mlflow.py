@@ -28,7 +28,9 @@ from tests.telemetry.trackers import COLUMNS, CURVES, ROWS
 
 HERE = all(importlib.util.find_spec(name) for name in ("mlflow", "sqlalchemy"))
 PYTHON = sys.executable if HERE else os.environ.get("RAYALIGN_MLFLOW_PYTHON")
+CLIENT = sys.executable if importlib.util.find_spec("mlflow") else PYTHON  # mlflow-skinny is a client
 UP_WITHIN_S = 240.0
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else it starts some processes for jobs of its own
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="no full mlflow here: RAYALIGN_MLFLOW_PYTHON names a Python with it")
 
 READ = """
@@ -63,10 +65,10 @@ print("went on")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python with mlflow; a server that does not answer is given up at once."""
+    """Python with MLflow's client; a server that does not answer is given up at once."""
     quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
-        [str(PYTHON), *arguments], env=one_thread() | quick, capture_output=True, text=True, timeout=300
+        [str(CLIENT), *arguments], env=one_thread() | quick, capture_output=True, text=True, timeout=300
     )
 
 
@@ -80,7 +82,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subp
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (folder / "log").open("wb") as log:
         command = [str(PYTHON), "-m", "mlflow", "server", *stores, *where]
-        process = subprocess.Popen(command, env=one_thread(), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=one_thread() | NO_JOBS, stdout=log, stderr=log, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
         assert is_up(url, process), (folder / "log").read_text()[-3000:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from rayalign.config.telemetry import TelemetryConfig
@@ -39,12 +40,10 @@ def test_a_table_shows_text_as_it_is() -> None:
     assert len(cells) == 8
     texts = [unescape(cell.replace("<br>", "\n")) for cell in cells]
     assert texts == ["" if cell is None else cell if isinstance(cell, str) else "0.5" for row in ROWS for cell in row]
-    assert not {"<b>bold", "<em>", "<code>", "<a "} & {mark for mark in ("<b>bold", "<em>", "<code>", "<a ") if mark in html}
+    assert not any(mark in html for mark in ("<b>", "<em>", "<code>", "<a "))
 
 
 def test_a_long_cell_is_cut_and_a_short_row_is_refused() -> None:
-    import pytest
-
     assert len(markdown(Table(("a",), [("x" * 10**6,)]))) < 5000
     with pytest.raises(ValueError, match="row 1 has 1 cells for 2 columns"):
         Table(("a", "b"), [(1, 2), (3,)])
