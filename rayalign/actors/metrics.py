@@ -1,12 +1,12 @@
 """Metrics through Ray: gauges of a run's records and counters of its workers, which Ray's dashboard and Prometheus read.
 
-Ray puts `ray_` before each name, and adds tags of its own (node, session). A gauge keeps its last value as long as the run
-lives, also that of a stage that has ended.
+Ray puts `ray_` before each name, and adds tags of its own (node, session).
 """
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +16,7 @@ PREFIX = "rayalign_"
 GROUPS = ("policy", "reward", "rollout")
 OTHER = "controller"
 BUSY = "worker_busy_s"
+REPEAT_S = 1.0  # Ray keeps a gauge for two intervals of its reports, which are a second or more
 
 
 def gauge_name(metric: str) -> str:
@@ -31,31 +32,46 @@ def group_of(metric: str) -> str:
 class RayMetricsSink:
     """A telemetry sink: every number of a record, its round, steps and time too, as a gauge tagged run, stage and group.
 
-    Needs a Ray that this process has joined, until it is closed.
+    Ray forgets a gauge that is not set again: a thread does so with the newest values of the stage in progress, until the
+    sink is closed. Close it before this process leaves Ray.
     """
 
     def __init__(self, run: str) -> None:
-        self._run = run
+        self._run, self._stage = run, ""
         self._gauges: dict[str, Gauge] = {}
+        self._newest: dict[str, float] = {}  # of the stage in progress
+        self._changing, self._closed = threading.Lock(), threading.Event()
+        self._repeating = threading.Thread(target=self._repeat, name="rayalign-gauges", daemon=True)
+        self._repeating.start()
 
     def log(self, record: Mapping[str, float | int | str | None], step: int) -> None:
         """Sets the gauges; a value of another kind is passed by."""
-        for name, value in record.items():
-            if isinstance(value, (int, float)):
-                tags = {"run": self._run, "stage": str(record["stage"]), "group": group_of(name)}
-                self._gauge(name).set(value, tags=tags)
+        found = {name: float(value) for name, value in record.items() if isinstance(value, (int, float))}
+        with self._changing:
+            if record["stage"] != self._stage:
+                self._stage, self._newest = str(record["stage"]), {}
+            self._newest |= found
+            self._set(found)
 
     def table(self, name: str, table: Any, step: int) -> None:
         """Not here: Prometheus keeps numbers."""
 
     def close(self, failed: bool = False) -> None:
-        """Nothing is left to write: Ray exports by itself."""
+        """Ends the thread; Ray forgets the gauges soon."""
+        self._closed.set()
+        self._repeating.join()
 
-    def _gauge(self, name: str) -> Gauge:
-        if name not in self._gauges:
-            described = f"{name} of rayalign's metrics.jsonl"
-            self._gauges[name] = Gauge(gauge_name(name), described, tag_keys=("run", "stage", "group"))
-        return self._gauges[name]
+    def _repeat(self) -> None:
+        while not self._closed.wait(REPEAT_S):
+            with self._changing:
+                self._set(self._newest)
+
+    def _set(self, found: Mapping[str, float]) -> None:
+        for name, value in found.items():
+            if name not in self._gauges:
+                described = f"{name} of rayalign's metrics.jsonl"
+                self._gauges[name] = Gauge(gauge_name(name), described, tag_keys=("run", "stage", "group"))
+            self._gauges[name].set(value, tags={"run": self._run, "stage": self._stage, "group": group_of(name)})
 
 
 class BusySeconds:

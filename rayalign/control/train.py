@@ -108,15 +108,21 @@ def opened_run(config: ControlConfig, folder: Path, task: Task, data: ControlDat
             start_ray(config)
             resolved = config.model_dump(mode="json")
             with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
-                if config.placement.remote:
-                    from rayalign.actors.metrics import RayMetricsSink
-
-                    tracker.add(RayMetricsSink(config.name))
-                yield ControlRun(config, folder, task, data, tracker, progress)
+                with _exported(config, tracker):
+                    yield ControlRun(config, folder, task, data, tracker, progress)
     except OSError as error:
         if is_disk_full(error):
             raise UserError(f"{folder}: the disk is full; free some space and run again") from error
         raise
+
+
+def _exported(config: ControlConfig, tracker: Tracker) -> contextlib.AbstractContextManager[None]:
+    """While the block runs, records go to Ray's own metrics too, where Ray is started."""
+    if not config.placement.remote:
+        return contextlib.nullcontext()
+    from rayalign.actors.metrics import RayMetricsSink
+
+    return tracker.also(RayMetricsSink(config.name))
 
 
 def start_ray(config: ControlConfig) -> None:

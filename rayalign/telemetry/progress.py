@@ -27,13 +27,14 @@ class Bar:
         total: int | None,
         unit: str,
         now: Callable[[], float],
+        start: float | None = None,
     ) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, 0
         self.round: tuple[int, int] | None = None
         self.note: dict[str, float] = {}
         self._now = now
         self._changed: Callable[[Bar], None] | None = None
-        self._start = self._updated = now()
+        self._start = self._updated = now() if start is None else start
         self._first: tuple[int, float] | None = None  # units that were done at the first advance, and when
 
     def update(

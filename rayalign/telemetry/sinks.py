@@ -18,7 +18,7 @@ from rayalign.telemetry.tables import Table
 
 Record = Mapping[str, float | int | str | None]
 
-FIELDS = ("stage", "round", "step", "global_step", "time_s")
+FIELDS = ("stage", "round", "step", "global_step", "time_s", "total_steps")
 
 MAX_FAULT = 200  # characters of another library's message
 

@@ -11,6 +11,7 @@ from typing import Any
 from rayalign.telemetry.growing import GrowingRecords
 from rayalign.telemetry.progress import SEPARATOR, Bar, Progress
 from rayalign.telemetry.shown import key_numbers
+from rayalign.telemetry.sinks import FIELDS
 
 POLL_S = 0.5
 NO_STEP = ("reward", "health", "canary", "watch")  # records of these alone come between steps
@@ -18,7 +19,7 @@ NO_STEP = ("reward", "health", "canary", "watch")  # records of these alone come
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """What the config says of a stage. `total` is the number of steps, where the config alone tells."""
+    """What the config says of a stage. `total` is the number of steps, where the config alone tells; else records may."""
 
     name: str
     total: int | None = None
@@ -35,17 +36,17 @@ class RunSigns:
 
 
 class RunClock:
-    """The run's own seconds: those of its newest record, and what has passed since that was written."""
+    """The run's own seconds: those of its newest record (`at`), and what has passed since that was written."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
-        self._now, self._at, self._seen = now, 0.0, now()
+        self._now, self.at, self._seen = now, 0.0, now()
 
     def __call__(self) -> float:
-        return self._at + max(0.0, self._now() - self._seen)
+        return self.at + max(0.0, self._now() - self._seen)
 
     def set(self, time_s: float, written_at: float | None = None) -> None:
         """A record of the run's second `time_s` was written at this time, or just now."""
-        self._at, self._seen = time_s, self._now() if written_at is None else written_at
+        self.at, self._seen = time_s, self._now() if written_at is None else written_at
 
 
 class RunView:
@@ -71,7 +72,7 @@ class RunView:
     def bar(self, plan: StagePlan) -> Bar:
         """A stage's; a new one where it has no record yet."""
         if plan.name not in self._bars:
-            self._bars[plan.name] = Bar(plan.name, plan.total, plan.unit, self.clock)
+            self._bars[plan.name] = Bar(plan.name, plan.total, plan.unit, self.clock, self.clock.at)
         return self._bars[plan.name]
 
     def current(self) -> StagePlan | None:
@@ -96,6 +97,8 @@ class RunView:
         newest = self._newest.setdefault(plan.name, {})
         newest |= record
         bar = self.bar(plan)
+        if type(record.get("total_steps")) is int:
+            bar.total = record["total_steps"]
         self.clock.set(record["time_s"])
         place = (record["round"] + 1, plan.rounds) if plan.rounds and type(record["round"]) is int else None
         bar.update(advance=int(_is_step(record)), round=place, note=key_numbers(newest))
@@ -103,8 +106,7 @@ class RunView:
 
 def _is_step(record: Mapping[str, Any]) -> bool:
     """Whether a record is of a step, and not of what is measured between steps."""
-    fields = ("stage", "round", "step", "global_step", "time_s", "nonfinite")
-    return any(name.split("/")[0] not in NO_STEP for name in record if name not in fields)
+    return any(name.split("/")[0] not in NO_STEP for name in record if name not in (*FIELDS, "nonfinite"))
 
 
 def state_lines(view: RunView) -> list[str]:

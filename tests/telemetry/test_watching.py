@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
     times = iter([0.0, 1.0, 2.0, 3.0, *(10.0 + number for number in range(40))])
     with Tracker(tmp_path, ONLY_JSONL, "demo", {}, now=lambda: next(times)) as tracker:
         for step in range(3):
-            tracker.log("sft", 0, step, {"nll_token": 1.5 - step / 10})
+            tracker.log("sft", 0, step, {"nll_token": 1.5 - step / 10}, total_steps=4)
         tracker.log("irl", 0, 0, {"health/entropy": 0.8})
         for step in range(24):
             if step % 20 == 0:
@@ -85,6 +85,12 @@ def test_a_run_at_work(folder: Path) -> None:
         "evaluate: to come",
         "the run is at work",
     ]
+
+
+def test_records_tell_how_many_steps_there_are_where_the_config_does_not(folder: Path) -> None:
+    view = view_of(folder, held=True, finished=())
+    assert state_lines(view)[0].startswith("sft: step 3/4, ")
+    assert view.bar(PLANS[0]).total == 4 and view.bar(PLANS[2]).total is None
 
 
 @pytest.mark.parametrize(
