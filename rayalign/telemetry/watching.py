@@ -14,6 +14,7 @@ from rayalign.telemetry.shown import key_numbers
 from rayalign.telemetry.sinks import FIELDS
 
 POLL_S = 0.5
+ALARMS = "watch/num_alarms"
 NO_STEP = ("reward", "health", "canary", "watch")  # records of these alone come between steps
 
 
@@ -57,6 +58,7 @@ class RunView:
         self._records = GrowingRecords(folder / "metrics.jsonl")
         self._bars: dict[str, Bar] = {}
         self._newest: dict[str, dict[str, Any]] = {}
+        self._alarms: dict[str, int] = {}  # that were told of each stage
 
     def update(self) -> bool:
         """Takes in what was written since; whether all bars began anew, since the run went on from a checkpoint."""
@@ -68,6 +70,17 @@ class RunView:
         if records:
             self.clock.set(records[-1]["time_s"], self._records.written_at())
         return anew
+
+    def new_alarms(self) -> list[str]:
+        """A line a stage whose alarms have become more since the last call."""
+        lines = []
+        for stage, newest in self._newest.items():
+            num = newest.get(ALARMS) or 0
+            if num > self._alarms.get(stage, 0):
+                self._alarms[stage] = num
+                tripped = f"{num} alarm{'s' if num > 1 else ''} of reward hacking"
+                lines.append(f"warning: stage {stage}: {tripped}; the run's own output says which and what to do")
+        return lines
 
     def bar(self, plan: StagePlan) -> Bar:
         """A stage's; a new one where it has no record yet."""
@@ -112,7 +125,7 @@ def _is_step(record: Mapping[str, Any]) -> bool:
 def state_lines(view: RunView) -> list[str]:
     """All stages, a line each, and how the run is."""
     view.update()
-    return [*(view.line(plan) for plan in view.stages), ending(view)]
+    return [*(view.line(plan) for plan in view.stages), *view.new_alarms(), ending(view)]
 
 
 def ending(view: RunView) -> str:
@@ -140,6 +153,8 @@ def follow(view: RunView, progress: Progress, sleep: Callable[[float], None] = t
         if view.update() and shown is not None:
             progress.end(shown, None)
             shown = None
+        for line in view.new_alarms():
+            progress.say(line)
         shown = _told_of_finished(view, progress, shown, told)
         current = view.current()
         if is_held and current is not None and shown is None:

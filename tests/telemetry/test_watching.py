@@ -93,6 +93,18 @@ def test_records_tell_how_many_steps_there_are_where_the_config_does_not(folder:
     assert view.bar(PLANS[0]).total == 4 and view.bar(PLANS[2]).total is None
 
 
+def test_alarms_are_told_once(tmp_path: Path) -> None:
+    view = view_of(tmp_path, held=True, finished=())
+    with Tracker(tmp_path, ONLY_JSONL, "demo", {}) as tracker:
+        told = []
+        for step, num in enumerate((0, 1, 1, 2)):
+            tracker.log("irl", 0, step, {"policy/entropy": 1.0, "watch/num_alarms": num})
+            view.update()
+            told.append([line.split(";")[0] for line in view.new_alarms()])
+    one, two = (f"warning: stage irl: {num} of reward hacking" for num in ("1 alarm", "2 alarms"))
+    assert told == [[], [one], [], [two]]
+
+
 @pytest.mark.parametrize(
     ("held", "finished", "line"),
     [
