@@ -186,16 +186,26 @@ def _run_stages(job: _Job, pending: list[Stage], tracker: Tracker) -> None:
         fleet = _start_fleet(config, folder)
     context = RunContext(config, folder, fleet, job.components, tracker, progress)
     try:
-        for stage in pending:
-            context.settings, context.restarted = _settings(config, stage, job.own), False
-            _run_stage(run_stage[stage.kind], context, stage)
-            write_json(folder / stage.name / DONE, context.settings)
-            checkpoint_store(context, stage.name).drop_states()
-            if context.stopping:
-                raise Stopped(f"asked to stop after stage {stage.name}, which is done")
+        with _exported(config, tracker):
+            for stage in pending:
+                context.settings, context.restarted = _settings(config, stage, job.own), False
+                _run_stage(run_stage[stage.kind], context, stage)
+                write_json(folder / stage.name / DONE, context.settings)
+                checkpoint_store(context, stage.name).drop_states()
+                if context.stopping:
+                    raise Stopped(f"asked to stop after stage {stage.name}, which is done")
     finally:
         context.close_sampler()
         fleet.close()
+
+
+def _exported(config: RunConfig, tracker: Tracker) -> contextlib.AbstractContextManager[None]:
+    """While the block runs, records go to Ray's own metrics too, where the groups are Ray's."""
+    if config.placement.backend == "inprocess":
+        return contextlib.nullcontext()
+    from rayalign.actors.metrics import RayMetricsSink
+
+    return tracker.also(RayMetricsSink(config.name))
 
 
 def _run_stage(runner: Callable[[RunContext, Any], None], context: RunContext, stage: Stage) -> None:
@@ -246,6 +256,8 @@ def _start_fleet(config: RunConfig, folder: Path) -> Fleet:
         max_staleness=config.max_staleness,
         actor_logs=config.telemetry.actor_logs,
         stacks=str(folder / "stacks"),
+        run=config.name,
+        metrics_port=config.telemetry.metrics_port,
     )
 
 

@@ -21,8 +21,11 @@ AUTHENTICATION = "ray._private.authentication.authentication_token_setup"  # its
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # what `ray health-check` calls
 
 
-def connect(placement: PlacementConfig, actor_logs: bool) -> bool:
-    """Joins a running Ray, or starts one here; True if started. Raises PlacementError where none answers."""
+def connect(placement: PlacementConfig, actor_logs: bool, metrics_port: int | None = None) -> bool:
+    """Joins a running Ray, or starts one here; True if started. Raises PlacementError where none answers.
+
+    One started here exports its metrics at `metrics_port`, where one is given; else at a port that Ray chooses.
+    """
     if ray.is_initialized():
         return False
     address = cluster_address(placement)
@@ -43,6 +46,7 @@ def connect(placement: PlacementConfig, actor_logs: bool) -> bool:
             object_store_memory=placement.object_store_mib * 2**20,
             log_to_driver=actor_logs,
             logging_level="warning",
+            _metrics_export_port=metrics_port,
         )
     return True
 

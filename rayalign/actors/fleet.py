@@ -32,13 +32,15 @@ class RayFleet:
         max_staleness: int = 0,
         actor_logs: bool = False,
         stacks: str | None = None,
+        run: str = "",
+        metrics_port: int | None = None,
     ) -> None:
-        self._placement, self._stacks = placement, stacks
+        self._placement, self._stacks, self._run = placement, stacks, run
         self._groups: list[RayWorkers] = []
         self._shared: PlacementGroup | None = None
         self._started_ray = False
         self.plan = make_plan(placement, max_staleness=max_staleness)
-        self._started_ray = connect(placement, actor_logs)
+        self._started_ray = connect(placement, actor_logs, metrics_port)
         try:
             check_fits(self.plan, cluster_nodes())
         except BaseException:
@@ -68,6 +70,7 @@ class RayFleet:
             bundles=self._shared,
             lost=self._lost,
             stacks=self._stacks,
+            run=self._run,
         )
         self._groups = [group for group in self._groups if not group.closed] + [workers]
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayalign.actors import worker as shell
 from rayalign.actors.deadline import failure, fetch, is_dead
+from rayalign.actors.metrics import BusySeconds
 from rayalign.actors.plan import GroupPlan
 from rayalign.actors.stacks import dump_stacks
 from rayalign.actors.worker import EngineWorker, Reply
@@ -35,6 +36,7 @@ class RayWorkers:
         bundles: the placement group to use, for colocation; one is made (and removed) if None.
         lost: names of the dead workers of all groups of the run, that a failure here may be owed to; this group's if None.
         stacks: a folder for what workers were doing when a call passed its deadline.
+        run: the run's name, in what Ray exports of its workers.
     """
 
     def __init__(
@@ -45,12 +47,13 @@ class RayWorkers:
         bundles: PlacementGroup | None = None,
         lost: Callable[[], list[str]] | None = None,
         stacks: str | None = None,
+        run: str = "",
     ) -> None:
         self.role = plan.role
         self._plan, self._deadlines = plan, deadlines
         self._owned = bundles is None
         self._tags = itertools.count()
-        self.busy_s = 0.0
+        self.busy_s, self._busy_each = 0.0, BusySeconds(run, plan.role)
         self.closed = False
         self._find_lost, self._stacks = lost or self.lost, stacks
         self._built: tuple[Callable[..., Any], Sequence[tuple[Any, ...]]] | None = None
@@ -195,6 +198,12 @@ class RayWorkers:
             raise WorkerLost(f"{self.role}: {len(ids) - submitted} worker(s) are out of service at phase {phase}")
         return _Calls(self, tag, phase, dict(zip(ids, workers, strict=True)), time.monotonic() + deadline_s, deadline_s)
 
+    def _count_busy(self, seconds: Mapping[int, float]) -> None:
+        """Of one call of each worker."""
+        self.busy_s += sum(seconds.values()) / len(seconds)
+        for worker, busy_s in seconds.items():
+            self._busy_each.add(worker, busy_s)
+
     def _told(self, error: RayalignError) -> RayalignError:
         """An error, or what it is owed to: where a worker has died, others fail for want of it, and say so first."""
         if isinstance(error, (UserError, WorkerLost)):
@@ -234,7 +243,7 @@ class _Calls(Generic[R]):
                 raise self._late(waited_for[0])
         if diverged:
             raise next(iter(diverged.values()))
-        self._workers.busy_s += sum(r.busy_s for r in self._replies.values()) / len(self._replies)
+        self._workers._count_busy({worker: reply.busy_s for worker, reply in self._replies.items()})
         return [self._replies[w].value for w in self._ids.values()]
 
     def survivors(self) -> list[R | None]:

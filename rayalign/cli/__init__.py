@@ -13,6 +13,7 @@ from rayalign import __version__
 from rayalign.cli.evaluate import add_compare, add_evaluate
 from rayalign.cli.parser import EXIT_CODES, Parser, add_command, add_model_options
 from rayalign.cli.report import add_report
+from rayalign.cli.watch import add_watch
 from rayalign.config.load import dump_config, load_config
 from rayalign.config.recipes import all_recipes, find_recipe
 from rayalign.config.run import RunConfig
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   rayalign config configs/rft.yaml seed=1                     all settings, resolved
   rayalign train configs/rft.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct
   rayalign report runs/demo                                   what it learned, as one HTML page
+  rayalign watch runs/demo                                    follow a run from another terminal
   rayalign serve-reward runs/demo                             score with its reward over HTTP, for other runs
   rayalign control train configs/control/pendulum.yaml        the same on a simulated robot (docs/control.md)
   rayalign train configs/rft.yaml stages.irl.rounds=3 placement.policy.gpus=4
@@ -66,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_doctor(commands)
     _add_serve_reward(commands)
+    add_watch(commands)
     add_evaluate(commands)
     add_compare(commands)
     add_report(commands)

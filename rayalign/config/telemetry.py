@@ -30,5 +30,11 @@ class TelemetryConfig(Strict):
     tensorboard: bool = True
     wandb: WandbConfig | None = None
     mlflow: MlflowConfig | None = None
+    metrics_port: int | None = Field(
+        None,
+        ge=1024,
+        le=65535,
+        description="where a Ray that the run starts itself exports metrics for Prometheus; null: a port that Ray chooses",
+    )
     actor_logs: bool = Field(False, description="print what the actors print; Ray's own log files always have it")
     progress: bool = Field(True, description="progress bars on a terminal; plain lines elsewhere")

@@ -108,11 +108,21 @@ def opened_run(config: ControlConfig, folder: Path, task: Task, data: ControlDat
             start_ray(config)
             resolved = config.model_dump(mode="json")
             with Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
-                yield ControlRun(config, folder, task, data, tracker, progress)
+                with _exported(config, tracker):
+                    yield ControlRun(config, folder, task, data, tracker, progress)
     except OSError as error:
         if is_disk_full(error):
             raise UserError(f"{folder}: the disk is full; free some space and run again") from error
         raise
+
+
+def _exported(config: ControlConfig, tracker: Tracker) -> contextlib.AbstractContextManager[None]:
+    """While the block runs, records go to Ray's own metrics too, where Ray is started."""
+    if not config.placement.remote:
+        return contextlib.nullcontext()
+    from rayalign.actors.metrics import RayMetricsSink
+
+    return tracker.also(RayMetricsSink(config.name))
 
 
 def start_ray(config: ControlConfig) -> None:
@@ -124,7 +134,7 @@ def start_ray(config: ControlConfig) -> None:
         return
     from rayalign.actors.cluster import cluster_nodes, connect
 
-    connect(placement.cluster(), config.telemetry.actor_logs)
+    connect(placement.cluster(), config.telemetry.actor_logs, config.telemetry.metrics_port)
     nodes = cluster_nodes()
     gpus = placement.num_learners * placement.gpus_per_learner
     cpus = placement.num_env_runners + (0 if gpus else placement.num_learners)

@@ -64,6 +64,10 @@ ALTERNATION = (
     ),
     Panel("held-out demonstrations (nats a response)", {"health/demo_nll": "negative log-likelihood"}),
 )
+FITTING = (
+    Panel("negative log-likelihood (nats a token)", {"nll_token": "training"}),
+    Panel("accuracy (share of pairs)", {"pair_accuracy": "training pairs"}, SHARES, Level("chance", 0.5)),
+)
 MISMATCH = (
     Panel(
         "sampler minus trainer (nats a token)",
@@ -84,7 +88,8 @@ def panel_charts(groups: Mapping[str, Sequence[RunFiles]], stage: str, panels: S
         series = _series(groups, stage, panel)
         if series:
             levels = [panel.level] if panel.level else []
-            figure = lines(series, Axis("policy step (of the stage)"), Axis(panel.label, panel.limits, from_zero=panel.from_zero), levels)
+            y = Axis(panel.label, panel.limits, from_zero=panel.from_zero)
+            figure = lines(series, Axis("step (of the stage)"), y, levels)
             charts.append(Chart(figure, _caption(panel, groups)))
     return charts
 

@@ -65,8 +65,14 @@ class RunFiles:
 
     @property
     def loops(self) -> list[str]:
-        """Stages with a round's records: the alternations, and implicit rounds."""
-        return list(dict.fromkeys(r["stage"] for r in self.records if r.get("round") is not None and "stage" in r))
+        """Stages that move a policy round by round: the alternations, and the implicit ones."""
+        moves = (r.get("stage") for r in self.records if any(name.startswith("policy/") for name in r))
+        return list(dict.fromkeys(str(stage) for stage in moves))
+
+    @property
+    def recorded(self) -> list[str]:
+        """Stages with records, in their order."""
+        return list(dict.fromkeys(str(record.get("stage")) for record in self.records))
 
     @property
     def experiment(self) -> str:

@@ -14,7 +14,7 @@ from rayalign.report.charts import Axis, Chart, Level, estimates, histogram
 from rayalign.report.curve import best_of_line
 from rayalign.report.page import Section, page
 from rayalign.report.results import Estimate, Results, title
-from rayalign.report.round_charts import ALTERNATION, MISMATCH, Panel, panel_charts
+from rayalign.report.round_charts import ALTERNATION, FITTING, MISMATCH, Panel, panel_charts
 from rayalign.report.run_files import RunFiles, grouped, read_run
 from rayalign.report.story import run_lines, state_of
 from rayalign.report.timing import time_charts, time_table
@@ -96,10 +96,10 @@ def _temperatures(run: RunFiles, read: Results, quantity: str, label: str) -> Ch
 
 
 def _curves(runs: Sequence[RunFiles]) -> list[Section]:
-    """The alternation's, of each stage that has rounds, all runs in common charts."""
+    """Of each stage that recorded any, all runs in common charts."""
     sections = []
-    for stage in dict.fromkeys(name for run in runs for name in run.loops):
-        for heading, panels in (("by step", ALTERNATION), ("sampler against trainer", MISMATCH)):
+    for stage in dict.fromkeys(name for run in runs for name in run.recorded):
+        for heading, panels in (("by step", (*ALTERNATION, *FITTING)), ("sampler against trainer", MISMATCH)):
             charts = panel_charts(grouped(runs), stage, panels)
             if charts:
                 sections.append(Section(f"Stage {stage}: {heading}", charts=charts))

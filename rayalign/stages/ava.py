@@ -138,7 +138,7 @@ def _fit(context: RunContext, stage: AvaStage, job: AvaJob) -> AvaHeldout | None
             if isinstance(found, AvaHeldout):
                 heldout = found
                 return
-            context.tracker.log(stage.name, 0, done, found)
+            context.tracker.log(stage.name, 0, done, found, job.setup.total_steps)
             done += 1
             note = {shown.replace("_", " "): found[shown].value()} if shown in found else {}
             bar.update(advance=1, note=note)

@@ -35,9 +35,16 @@ def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
     with written_aside(folder / "samples.jsonl") as path:
         path.write_text("".join(_lines(context, samples)), encoding="utf-8")
     write_json(folder / "results.json", results)
+    rows = [
+        (example["prompt"], name, answer, example.get("rewards", {}).get(name))
+        for example in results["examples"]
+        for name, answer in example["answers"].items()
+    ]
+    context.tracker.table(stage.name, 0, "examples", ("prompt", "model", "answer", "reward"), rows)
 
 
 Samples = dict[str, ByTemperature]  # by model
+Scores = dict[str, dict[float, np.ndarray]]  # by model and temperature, of every sample; empty without a reward
 
 
 def _sample_all(context: RunContext, stage: EvaluateStage, prompts: TokenizedPrompts) -> Samples:
@@ -53,8 +60,15 @@ def _sample_all(context: RunContext, stage: EvaluateStage, prompts: TokenizedPro
 def _results(
     context: RunContext, stage: EvaluateStage, samples: Samples, reward: RewardGroup | None
 ) -> dict[str, Any]:
+    scores: Scores = {} if reward is None else {
+        name: {temperature: every_score(reward, sequences) for temperature, sequences in by_t.items()}
+        for name, by_t in samples.items()
+    }
     models = {
-        name: {f"{temperature:g}": _cell(context, stage, sequences, reward) for temperature, sequences in by_t.items()}
+        name: {
+            f"{temperature:g}": _cell(context, stage, sequences, scores[name][temperature] if scores else None)
+            for temperature, sequences in by_t.items()
+        }
         for name, by_t in samples.items()
     }
     results: dict[str, Any] = {"models": models}
@@ -62,12 +76,12 @@ def _results(
         results["expert"] = {"golden": golden_expert(stage.golden, context.folder)}
     if reward is not None:
         results["reward_accuracy"] = _reward_accuracy(context, stage, models, reward)
-    results["examples"] = _examples(context, stage, samples)
+    results["examples"] = _examples(context, stage, samples, scores)
     return results
 
 
 def _cell(
-    context: RunContext, stage: EvaluateStage, sequences: Sequences, reward: RewardGroup | None
+    context: RunContext, stage: EvaluateStage, sequences: Sequences, scores: np.ndarray | None
 ) -> dict[str, Any]:
     """What one model's samples at one temperature are worth."""
     lengths = sequences.response_lengths.astype(float)
@@ -75,7 +89,6 @@ def _cell(
         "length": mean_interval(_by_prompt(lengths, sequences)).as_dict(),
         "ended_frac": float(sequences.ended.mean()),
     }
-    scores = every_score(reward, sequences) if reward is not None else None
     if scores is not None:
         cell["reward"] = mean_interval(_by_prompt(scores, sequences)).as_dict()
     if stage.golden:
@@ -103,8 +116,10 @@ def _reward_accuracy(
     return found
 
 
-def _examples(context: RunContext, stage: EvaluateStage, samples: Samples) -> list[dict[str, Any]]:
-    """The first few prompts with each model's first answer at the first temperature."""
+def _examples(
+    context: RunContext, stage: EvaluateStage, samples: Samples, scores: Scores
+) -> list[dict[str, Any]]:
+    """The first few prompts with each model's first answer at the first temperature, and its reward where there is one."""
     template = context.template()
     first = {name: by_t[stage.temperatures[0]] for name, by_t in samples.items()}
     examples = []
@@ -113,12 +128,12 @@ def _examples(context: RunContext, stage: EvaluateStage, samples: Samples) -> li
         row = number * stage.num_per_prompt
         answers = {name: sequences.take(np.array([row])) for name, sequences in first.items()}
         prompt = next(next(iter(answers.values())).prompts())
-        examples.append(
-            {
-                "prompt": template.decode_prompt(prompt),
-                "answers": {name: template.decode_response(next(s.responses())) for name, s in answers.items()},
-            }
-        )
+        example = {
+            "prompt": template.decode_prompt(prompt),
+            "answers": {name: template.decode_response(next(s.responses())) for name, s in answers.items()},
+        }
+        rewards = {name: float(by_t[stage.temperatures[0]][row]) for name, by_t in scores.items()}
+        examples.append(example | ({"rewards": rewards} if rewards else {}))
     return examples
 
 

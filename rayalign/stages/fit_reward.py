@@ -118,7 +118,7 @@ def _fit(context: RunContext, stage: FitRewardStage, job: FitJob) -> Fitted:
             if isinstance(found, Fitted):
                 fitted.scores.update(found.scores)
                 return
-            context.tracker.log(stage.name, 0, done, found)
+            context.tracker.log(stage.name, 0, done, found, job.setup.total_steps)
             done += 1
             bar.update(advance=1, note={"pair accuracy": values(found).get("pair_accuracy", math.nan)})
 

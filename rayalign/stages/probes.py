@@ -23,6 +23,8 @@ from rayalign.storage.jsonl import add_line
 from rayalign.types import Scores, Sequences
 
 ROUNDS_FILE = "rounds.jsonl"
+COLUMNS = ("prompt", "demonstration", "response", "reward", "ended")
+TABLE_PROMPTS = 16
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,13 @@ class Probe:
     sample_scores: Scores | None = None
 
 
-def keep_probe(file: Path, template: Template, probe: Probe, *, stage: str, rounds_done: int, step: int) -> None:
-    """Adds a line to `file`, in the place of those that the stage wrote of this round or a later one before it went back."""
+def keep_probe(
+    file: Path, template: Template, probe: Probe, *, stage: str, rounds_done: int, step: int
+) -> list[dict[str, Any]]:
+    """Adds a line to `file`, in the place of those that the stage wrote of this round or a later one before it went back.
+
+    Returns the line's `prompts`.
+    """
     demonstrations = list(_responses(template, probe.demonstrations, probe.demonstration_scores))
     samples = list(_responses(template, probe.samples, probe.sample_scores))
     ids = probe.samples.prompt_ids
@@ -54,6 +61,16 @@ def keep_probe(file: Path, template: Template, probe: Probe, *, stage: str, roun
     ]
     line = {"stage": stage, "rounds_done": rounds_done, "step": step, "prompts": prompts}
     add_line(file, line, lambda old: old.get("stage") == stage and not old.get("rounds_done", 0) < rounds_done)
+    return prompts
+
+
+def table_rows(prompts: list[dict[str, Any]]) -> list[list[Any]]:
+    """The first few prompts with each answer, for the trackers: rows of COLUMNS."""
+    return [
+        [row["prompt"], row["demonstration"], answer["response"], answer["reward"], str(answer["ended"])]
+        for row in prompts[:TABLE_PROMPTS]
+        for answer in row["answers"]
+    ]
 
 
 def _responses(template: Template, sequences: Sequences, scores: Scores | None) -> Iterator[dict[str, Any]]:

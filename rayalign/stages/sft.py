@@ -236,7 +236,7 @@ def _fit(context: RunContext, stage: SftStage, job: SftJob) -> None:
             if isinstance(metrics, Tally):  # of a stream, at its end
                 tell(context, _source(context, stage), metrics, "; a row counts each time that it is read")
                 return
-            context.tracker.log(stage.name, 0, done, metrics)
+            context.tracker.log(stage.name, 0, done, metrics, job.setup.total_steps)
             done += 1
             bar.update(advance=1, note={"nll": values(metrics).get("nll_token", math.nan)})
 

@@ -17,12 +17,13 @@ from rayalign.stages.golden import golden_scores, rank_accuracy
 from rayalign.stages.groups import RolloutGroup, StoredRollouts, TrainedGroup
 from rayalign.stages.inputs import DemonstrationSplit
 from rayalign.stages.loop_setup import LoopGroups
-from rayalign.stages.probes import ROUNDS_FILE, Probe, keep_probe
+from rayalign.stages.probes import COLUMNS, ROUNDS_FILE, Probe, keep_probe, table_rows
 from rayalign.storage.jsonl import add_line, drop_lines
 from rayalign.telemetry.alarms.rule import Rule
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.hacking import HackingWatch, implicit_rules, loop_rules
 from rayalign.telemetry.metrics import Last, Mean, Metric, Metrics, prefixed, values
+from rayalign.telemetry.shown import key_numbers
 from rayalign.types import Ragged, Rollout, Scores, Sequences, TokenizedPrompts
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean nats a token between vLLM and the trainer, same weights
@@ -124,6 +125,7 @@ class Watch:
         found = values(metrics)
         self.newest |= found
         measures, lines = self.hacking.observe(round_number, found)
+        measures["watch/num_alarms"] = len(self.hacking.alarms)
         self._context.tracker.log(self._stage.name, round_number, self._step, {**metrics, **measures})
         for name, line in lines.items():
             self._context.progress.say(f"warning: stage {self._stage.name}, round {round_number + 1}: {line}")
@@ -155,7 +157,8 @@ class Watch:
         if agent is not None:
             file, template = self._context.folder / ROUNDS_FILE, self._context.template()
             probe = Probe(self._probe, agent.sequences, *scores)
-            keep_probe(file, template, probe, stage=self._stage.name, rounds_done=rounds_done, step=self._step)
+            prompts = keep_probe(file, template, probe, stage=self._stage.name, rounds_done=rounds_done, step=self._step)
+            self._context.tracker.table(self._stage.name, self._step, "samples", COLUMNS, table_rows(prompts))
 
     def _probe_samples(self) -> Rollout | None:
         if self._sampled.rollout is None:
@@ -223,9 +226,7 @@ class LoopWatch(Watch):
         self._step += 1
         if self._step % self._every == 0:
             self.check_canary()
-        found = values(metrics)
-        shown = {"reward": "policy/reward_mean", "kl": "policy/kl_policy_to_ref", "length": "policy/length_mean"}
-        return {name: found[key] for name, key in shown.items() if key in found}
+        return key_numbers(self.newest)
 
     def _health(self, agent: Rollout | None) -> tuple[Metrics, BothScores]:
         metrics = self._policy_health(agent)

@@ -27,13 +27,14 @@ class Bar:
         total: int | None,
         unit: str,
         now: Callable[[], float],
-        changed: Callable[[Bar], None],
+        start: float | None = None,
     ) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, 0
         self.round: tuple[int, int] | None = None
         self.note: dict[str, float] = {}
-        self._now, self._changed = now, changed
-        self._start = self._updated = now()
+        self._now = now
+        self._changed: Callable[[Bar], None] | None = None
+        self._start = self._updated = now() if start is None else start
         self._first: tuple[int, float] | None = None  # units that were done at the first advance, and when
 
     def update(
@@ -50,7 +51,12 @@ class Bar:
         self.round = round or self.round
         if note is not None:
             self.note = dict(list(note.items())[:MAX_NOTES])
-        self._changed(self)
+        if self._changed is not None:
+            self._changed(self)
+
+    def tell(self, changed: Callable[[Bar], None] | None) -> None:
+        """Calls this after each update from here on."""
+        self._changed = changed
 
     @property
     def elapsed_s(self) -> float:
@@ -121,20 +127,22 @@ class Progress:
 
         Without a total it is a wait of unknown length ("starting 3 actors").
         """
-        bar = Bar(name, total, unit, self._now, self._on_update)
-        self._begin(bar)
+        bar = Bar(name, total, unit, self._now)
+        self.begin(bar)
         ended = "stopped"
         try:
             yield bar
             ended = "done"
         finally:
-            self._end(bar, ended)
+            self.end(bar, ended)
 
     def say(self, line: str) -> None:
         """Prints a line, above the live display where there is one."""
         self._console.print(Text(line))
 
-    def _begin(self, bar: Bar) -> None:
+    def begin(self, bar: Bar) -> None:
+        """Shows a bar from here on; `stage` is what a stage's own code uses. It may have advanced already."""
+        bar.tell(self._on_update)
         if self._is_live:
             self._display.bars.append(bar)
             if self._live is None:
@@ -144,24 +152,28 @@ class Progress:
                 self._live.start()
         elif self._enabled:
             self._last_line[bar] = self._now()
-            amount = " ..." if bar.total is None else f": {bar.total} {bar.unit}s to do"
-            self.say(bar.name + amount)
+            if bar.done:
+                self.say(_now_line(bar))
+            else:
+                self.say(bar.name + (" ..." if bar.total is None else f": {bar.total} {bar.unit}s to do"))
 
     def _on_update(self, bar: Bar) -> None:
         if bar not in self._last_line:
             return
         if self._now() - self._last_line[bar] >= self._plain_every_s:
             self._last_line[bar] = self._now()
-            self.say(f"{bar.name}: {', '.join([*bar.words(), *bar.notes().split(SEPARATOR)])}".rstrip(", "))
+            self.say(_now_line(bar))
 
-    def _end(self, bar: Bar, ended: str) -> None:
+    def end(self, bar: Bar, ended: str | None) -> None:
+        """Shows a bar no longer, and says how it ended; nothing for None."""
+        bar.tell(None)
         self._last_line.pop(bar, None)
         if self._live is not None:
             self._display.bars.remove(bar)
             if not self._display.bars:
                 self._live.stop()
                 self._live = None
-        if self._enabled:
+        if self._enabled and ended is not None:
             self.say(_end_line(bar, ended))
 
 
@@ -201,6 +213,10 @@ def _drawn(share: float, width: int, ascii_only: bool) -> Text:
 def _one_line(text: Text) -> Text:
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
+
+
+def _now_line(bar: Bar) -> str:
+    return f"{bar.name}: {', '.join([*bar.words(), *bar.notes().split(SEPARATOR)])}".rstrip(", ")
 
 
 def _end_line(bar: Bar, ended: str) -> str:

@@ -1,34 +1,26 @@
-"""Where records go: metrics.jsonl, TensorBoard, Weights & Biases, MLflow.
+"""Where records go: what a sink is, and metrics.jsonl; TensorBoard, Weights & Biases and MLflow have files of their own.
 
-The trackers are imported in this file only, each by the sink that needs it. A record holds the fields in
-`FIELDS` and, under any other key, a number; the `step` that a sink is given counts over all stages of the
-run.
+A record holds the fields in `FIELDS` and, under any other key, a number; the `step` that a sink is given counts over all
+stages of the run. Every tracker gets the same names, STAGE/NAME.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from rayalign.config.telemetry import MlflowConfig, WandbConfig
 from rayalign.errors import DataError, UserError
+from rayalign.telemetry.tables import Table
 
 Record = Mapping[str, float | int | str | None]
 
-FIELDS = ("stage", "round", "step", "global_step", "time_s")
+FIELDS = ("stage", "round", "step", "global_step", "time_s", "total_steps")
 
 MAX_FAULT = 200  # characters of another library's message
-MLFLOW_MAX_PARAM = 6000  # characters of a value
-MLFLOW_MAX_BATCH = 100  # params of one request
-
-logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -36,6 +28,9 @@ class Sink(Protocol):
 
     def log(self, record: Record, step: int) -> None:
         """Takes one record."""
+
+    def table(self, name: str, table: Table, step: int) -> None:
+        """Takes a table, such as samples, under a name that it has at every step."""
 
     def close(self, failed: bool = False) -> None:
         """Writes out what is left; `failed` tells a tracker how the run ended."""
@@ -66,6 +61,9 @@ class JsonlSink:
             self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         except OSError as error:
             raise self._fault(error) from None
+
+    def table(self, name: str, table: Table, step: int) -> None:
+        """Not here: stages keep their samples in files of their own."""
 
     def keep(self, stage: str, num: int) -> None:
         """Rewrites the file without what a stage logged after its first `num` records."""
@@ -99,13 +97,19 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if not _is_record(record):
+            record = parse_record(line)
+            if record is None:
                 raise DataError(f"{path}:{number}: not a record of metrics; move this file away to start a new one")
             yield record
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """A whole line of metrics.jsonl; None where it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if _is_record(record) else None
 
 
 def _is_record(record: Any) -> bool:
@@ -116,140 +120,32 @@ def _is_record(record: Any) -> bool:
     return all(type(count) is int and abs(count) < 2**53 for count in counts) and type(time_s) in (int, float)
 
 
-class TensorBoardSink:
-    """Event files that TensorBoard reads; each number is the curve STAGE/NAME over the run's steps.
-
-    Writes through tensorboard itself: torch's SummaryWriter wraps the same class and would load torch.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-            from tensorboard.compat.proto.summary_pb2 import Summary
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-        except ImportError:
-            raise _not_installed("tensorboard", "tensorboard", "set telemetry.tensorboard=false") from None
-        self._event, self._session, self._summary = Event, SessionLog, Summary
-        self._writer = EventFileWriter(str(folder), flush_secs=10)
-        self._started = False
-
-    def log(self, record: Record, step: int) -> None:
-        if not self._started:
-            self._forget_from(step)
-        points = [self._summary.Value(tag=tag, simple_value=value) for tag, value in _curves(record).items()]
-        self._writer.add_event(
-            self._event(wall_time=time.time(), step=step, summary=self._summary(value=points))
-        )
-
-    def close(self, failed: bool = False) -> None:
-        self._writer.close()
-
-    def _forget_from(self, step: int) -> None:
-        """Tells TensorBoard that a resumed run repeats its steps from here on."""
-        self._started = True
-        start = self._session(status=self._session.START)
-        self._writer.add_event(self._event(wall_time=time.time(), step=step, session_log=start))
-
-
-class WandbSink:
-    """A Weights & Biases run; a resumed run continues its own (online)."""
-
-    def __init__(
-        self, config: WandbConfig, run_name: str, folder: Path, resolved_config: dict[str, Any]
-    ) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise _not_installed("wandb", "rayalign[wandb]", "remove telemetry.wandb") from None
-        try:
-            self._run = wandb.init(
-                project=config.project,
-                entity=config.entity,
-                mode=config.mode,
-                name=run_name,
-                id=_stored_id(folder / "wandb_run_id", lambda: secrets.token_hex(4)),
-                dir=str(folder),
-                config=resolved_config,
-                resume="allow",
-                allow_val_change=True,
-            )
-        except wandb.errors.Error as error:
-            raise UserError(
-                f"telemetry.wandb: {_one_line(error)}; or set telemetry.wandb.mode=offline"
-            ) from None
-        # W&B drops what does not rise in its own step; a resumed run repeats some: so the axis is our own
-        self._run.define_metric("global_step")
-        self._run.define_metric("*", step_metric="global_step")
-
-    def log(self, record: Record, step: int) -> None:
-        self._run.log(_curves(record) | {"global_step": step})
-
-    def close(self, failed: bool = False) -> None:
-        self._run.finish(exit_code=int(failed))
-
-
-class MlflowSink:
-    """An MLflow run, with the config as its params; a resumed run continues its own.
-
-    A server that goes away later does not stop the run: the sink says so once and stays silent.
-    """
-
-    def __init__(
-        self, config: MlflowConfig, run_name: str, folder: Path, resolved_config: dict[str, Any]
-    ) -> None:
-        try:
-            from mlflow.entities import Metric, Param
-            from mlflow.exceptions import MlflowException
-            from mlflow.tracking import MlflowClient
-        except ImportError:
-            raise _not_installed("mlflow", "rayalign[mlflow]", "remove telemetry.mlflow") from None
-        self._metric, self._error = Metric, MlflowException
-        try:
-            self._client = MlflowClient(tracking_uri=config.tracking_uri)
-            params = [Param(key, str(value)[:MLFLOW_MAX_PARAM]) for key, value in _flat(resolved_config)]
-            self._id = _stored_id(
-                folder / "mlflow_run_id", lambda: self._create(config.experiment, run_name, params)
-            )
-            self._client.update_run(self._id, status="RUNNING")
-        except MlflowException as error:
-            where = f"telemetry.mlflow.tracking_uri {config.tracking_uri}"
-            raise UserError(
-                f"{where} does not answer as MLflow: {_one_line(error)}; check it, or remove telemetry.mlflow"
-            ) from None
-        self._lost = False
-
-    def log(self, record: Record, step: int) -> None:
-        now_ms = int(time.time() * 1000)
-        points = [self._metric(name, value, now_ms, step) for name, value in _curves(record).items()]
-        if points and not self._lost:
-            self._guarded(lambda: self._client.log_batch(self._id, metrics=points))
-
-    def close(self, failed: bool = False) -> None:
-        if not self._lost:
-            self._guarded(lambda: self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED"))
-
-    def _create(self, experiment: str, run_name: str, params: list[Any]) -> str:
-        known = self._client.get_experiment_by_name(experiment)
-        experiment_id = known.experiment_id if known else self._client.create_experiment(experiment)
-        run_id = self._client.create_run(experiment_id, run_name=run_name).info.run_id
-        for start in range(0, len(params), MLFLOW_MAX_BATCH):
-            self._client.log_batch(run_id, params=params[start : start + MLFLOW_MAX_BATCH])
-        return run_id
-
-    def _guarded(self, call: Callable[[], Any]) -> None:
-        try:
-            call()
-        except self._error as error:
-            self._lost = True
-            logger.warning("MLflow gets no more metrics (%s); metrics.jsonl has them all", _one_line(error))
-
-
-def _curves(record: Record) -> dict[str, float]:
+def curves(record: Record) -> dict[str, float]:
     """The record's numbers under STAGE/NAME."""
     numbers = {name: value for name, value in record.items() if name not in FIELDS}
-    return {
-        f"{record['stage']}/{name}": float(v) for name, v in numbers.items() if isinstance(v, (int, float))
-    }
+    return {f"{record['stage']}/{name}": float(v) for name, v in numbers.items() if isinstance(v, (int, float))}
+
+
+def stored_id(path: Path, make: Callable[[], str]) -> str:
+    """The id in the file, or a new one that is written there."""
+    if path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    new = make()
+    path.write_text(f"{new}\n", encoding="utf-8")
+    return new
+
+
+def not_installed(package: str, requirement: str, otherwise: str) -> UserError:
+    """What is said where a tracker's package is absent."""
+    return UserError(
+        f"telemetry asks for {package}, which is not installed: pip install '{requirement}', or {otherwise}"
+    )
+
+
+def one_line(error: Exception) -> str:
+    """Another library's message, short and on one line."""
+    words = " ".join(str(error).split()).rstrip(".")
+    return words if len(words) <= MAX_FAULT else words[: MAX_FAULT - 4] + " ..."
 
 
 def _is_json(value: float | int | str | None) -> bool:
@@ -262,36 +158,3 @@ def _drop_torn_line(path: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
-
-
-def _stored_id(path: Path, make: Callable[[], str]) -> str:
-    """The id in the file, or a new one that is written there."""
-    if path.exists():
-        return path.read_text(encoding="utf-8").strip()
-    new = make()
-    path.write_text(f"{new}\n", encoding="utf-8")
-    return new
-
-
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values as (key.sub, value); a list of named stages goes by their names."""
-    if isinstance(values, Mapping):
-        items = list(values.items())
-    elif isinstance(values, list) and values and all(isinstance(v, Mapping) and "name" in v for v in values):
-        items = [(v["name"], v) for v in values]
-    else:
-        yield prefix, values
-        return
-    for key, value in items:
-        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _not_installed(package: str, requirement: str, otherwise: str) -> UserError:
-    return UserError(
-        f"telemetry asks for {package}, which is not installed: pip install '{requirement}', or {otherwise}"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    words = " ".join(str(error).split()).rstrip(".")
-    return words if len(words) <= MAX_FAULT else words[: MAX_FAULT - 4] + " ..."

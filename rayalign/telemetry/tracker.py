@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
@@ -12,24 +12,20 @@ from typing import Any
 
 from rayalign.config.telemetry import TelemetryConfig
 from rayalign.telemetry.metrics import Metric
-from rayalign.telemetry.sinks import (
-    FIELDS,
-    JsonlSink,
-    MlflowSink,
-    Sink,
-    TensorBoardSink,
-    WandbSink,
-    read_jsonl,
-)
+from rayalign.telemetry.mlflow_sink import MlflowSink
+from rayalign.telemetry.sinks import FIELDS, JsonlSink, Sink, read_jsonl
+from rayalign.telemetry.tables import Cell, Table
+from rayalign.telemetry.tensorboard_sink import TensorBoardSink
+from rayalign.telemetry.wandb_sink import WandbSink
 
 
 class Tracker:
     """Owns the sinks of a run folder: metrics.jsonl always, the others as configured.
 
-    Every record is {"stage", "round", "step", "global_step", "time_s", NAME: value, ...}. `step` is the
-    stage's own count; `global_step` goes on from stage to stage, and is the axis of TensorBoard and the
-    trackers. In a folder that has records already both counts and the time go on. A stage that is resumed keeps the
-    records up to its checkpoint (`keep`), so that metrics.jsonl has every step once.
+    Every record is {"stage", "round", "step", "global_step", "time_s", NAME: value, ...}, and has "total_steps" where a
+    stage tells them. `step` is the stage's own count; `global_step` goes on from stage to stage, and is the axis of
+    TensorBoard and the trackers. In a folder that has records already both counts and the time go on. A stage that is
+    resumed keeps the records up to its checkpoint (`keep`), so that metrics.jsonl has every step once.
 
     Example:
         with Tracker(run_folder, config.telemetry, config.name, resolved) as tracker:
@@ -59,9 +55,17 @@ class Tracker:
             undo.pop_all()
 
     def log(
-        self, stage: str, round: int | None, step: int, metrics: Mapping[str, Metric | float | int]
+        self,
+        stage: str,
+        round: int | None,
+        step: int,
+        metrics: Mapping[str, Metric | float | int],
+        total_steps: int | None = None,
     ) -> dict[str, float | int | str | None]:
-        """Writes the metrics, as numbers, to every sink; returns the record. `step` rises within a stage."""
+        """Writes the metrics, as numbers, to every sink; returns the record. `step` rises within a stage.
+
+        `total_steps` of the stage is for who watches the run, and has only the config: where that does not tell.
+        """
         global_step = self._bases.setdefault(stage, self._last_step) + step
         self._last_step = max(self._last_step, global_step)
         record: dict[str, float | int | str | None] = {
@@ -71,6 +75,8 @@ class Tracker:
             "global_step": global_step,
             "time_s": self._now() - self._start,
         }
+        if total_steps is not None:
+            record["total_steps"] = total_steps
         for name, metric in metrics.items():
             if name in FIELDS:
                 raise ValueError(
@@ -81,6 +87,32 @@ class Tracker:
             sink.log(record, global_step)
         self._counts[stage] = self.count(stage) + 1
         return record
+
+    def table(
+        self, stage: str, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]
+    ) -> None:
+        """Shows rows of plain values, such as samples, as the table STAGE/NAME of this step in TensorBoard and the trackers.
+
+        `step` counts as in `log`; without rows there is nothing to show. Raises ValueError for a row that has not a cell for
+        each column.
+        """
+        if not rows:
+            return
+        table, global_step = Table(tuple(columns), rows), self._bases.get(stage, self._last_step) + step
+        for sink in self._sinks:
+            sink.table(f"{stage}/{name}", table, global_step)
+
+    @contextmanager
+    def also(self, sink: Sink) -> Iterator[None]:
+        """Gives the records of the block to one more sink, and closes it at the block's end."""
+        self._sinks.append(sink)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            self._sinks.remove(sink)
+            sink.close(failed)
 
     def count(self, stage: str) -> int:
         """How many records a stage has."""
@@ -116,7 +148,7 @@ class Tracker:
 
     def _open_others(self, config: TelemetryConfig, run_name: str, resolved: dict[str, Any]) -> None:
         if config.tensorboard:
-            self._sinks.append(TensorBoardSink(self._folder / "tensorboard"))
+            self._sinks.append(TensorBoardSink(self._folder / "tensorboard", resolved))
         if config.wandb:
             self._sinks.append(WandbSink(config.wandb, run_name, self._folder, resolved))
         if config.mlflow:

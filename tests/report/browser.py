@@ -37,9 +37,13 @@ class Page:
         self.page = page
         self.errors: list[str] = []
         self.requests: list[str] = []
-        page.on("console", lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
+
+    def _on_console(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.errors.append(message.text)
 
     def open(self, file: Path) -> None:
         """Loads a file and scrolls through it, so that every chart is drawn."""

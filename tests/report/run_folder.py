@@ -61,7 +61,7 @@ def _finish(folder: Path, stage: str, file: str | None = None, content: Any = No
 
 
 def _sft() -> list[dict[str, Any]]:
-    return [_record("sft", None, step, step, 2.0 * step, {"nll": 2.0 * math.exp(-step / 3)}) for step in range(4)]
+    return [_record("sft", 0, step, step, 2.0 * step, {"nll_token": 2.0 * math.exp(-step / 3)}) for step in range(4)]
 
 
 def _loop(rounds: int, seed: int) -> list[dict[str, Any]]:
@@ -90,11 +90,14 @@ def _loop(rounds: int, seed: int) -> list[dict[str, Any]]:
             found.append(_record("rft", number, step, 4 + step, 14.0 + 4 * step, metrics))
         health = {"health/golden_mean": 0.3 + 0.1 * number + shift, "health/demo_accuracy_heldout": 0.8 - 0.1 * number}
         found.append(_record("rft", number, at + STEPS, 4 + at + STEPS, 14.0 + 4 * (at + STEPS), health))
-        found.append(_record("rft", number, at + STEPS, 4 + at + STEPS, 15.0 + 4 * (at + STEPS), {"canary/mismatch_mean": 2e-6}))
+        canary = {"canary/mismatch_mean": 2e-6}
+        found.append(_record("rft", number, at + STEPS, 4 + at + STEPS, 15.0 + 4 * (at + STEPS), canary))
     return found
 
 
-def _record(stage: str, number: int | None, step: int, total: int, time_s: float, metrics: dict[str, float]) -> dict[str, Any]:
+def _record(
+    stage: str, number: int | None, step: int, total: int, time_s: float, metrics: dict[str, float]
+) -> dict[str, Any]:
     return {"stage": stage, "round": number, "step": step, "global_step": total, "time_s": time_s} | metrics
 
 
@@ -102,7 +105,8 @@ def _probe(rounds_done: int, tokens: bool) -> dict[str, Any]:
     prompts = []
     for place in range(PROMPTS):
         answers = [_answer(place, rounds_done, sample, tokens) for sample in range(2)]
-        own = {"demonstration": f"an expert's answer {place}", "reward": 1.5 + 0.05 * place if rounds_done else None, "tokens": None}
+        reward = 1.5 + 0.05 * place if rounds_done else None
+        own = {"demonstration": f"an expert's answer {place}", "reward": reward, "tokens": None}
         prompts.append({"prompt": f"question {place} {HOSTILE if place == 1 else ''}", "answers": answers} | own)
     return {"stage": "rft", "rounds_done": rounds_done, "step": rounds_done * STEPS, "prompts": prompts}
 
@@ -117,7 +121,8 @@ def _answer(place: int, rounds_done: int, sample: int, tokens: bool) -> dict[str
 
 def _curve() -> dict[str, Any]:
     points = [
-        {"n": n, "kl_bound": math.log(n) - (n - 1) / n, "reward": _estimate(0.5 * math.log2(n)), "golden": _estimate(0.3 + 0.05 * n)}
+        {"n": n, "kl_bound": math.log(n) - (n - 1) / n}
+        | {"reward": _estimate(0.5 * math.log2(n)), "golden": _estimate(0.3 + 0.05 * n)}
         for n in (1, 2, 4, 8)
     ]
     return {"points": points, "num_prompts": 50, "num_samples": 8}
@@ -125,7 +130,8 @@ def _curve() -> dict[str, Any]:
 
 def _results(seed: int) -> dict[str, Any]:
     def cell(mean: float) -> dict[str, Any]:
-        return {"golden": _estimate(mean + 0.01 * seed), "reward": _estimate(mean), "ended_frac": 0.97, "length": _estimate(14)}
+        estimates = {"golden": mean + 0.01 * seed, "reward": mean, "length": 14}
+        return {"ended_frac": 0.97} | {name: _estimate(value) for name, value in estimates.items()}
 
     models = {"sft": {"1": cell(0.41), "0.5": cell(0.45)}, "rft": {"1": cell(0.63), "0.5": cell(0.75)}}
     accuracy = {"heldout_pairs": _estimate(0.73)}
@@ -138,7 +144,7 @@ def _estimate(mean: float) -> dict[str, float]:
 
 def _answers(file: Path) -> None:
     lines = [
-        {"model": model, "temperature": 1.0, "prompt": f"question {place}", "response": f"{model} says {place}", "ended": True}
+        {"model": model, "temperature": 1.0, "prompt": f"question {place}", "response": f"{model} says {place}"}
         for model in ("sft", "rft")
         for place in range(PROMPTS)
     ]

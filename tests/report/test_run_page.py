@@ -39,6 +39,7 @@ def test_a_finished_run_shows_every_part(tmp_path: Path) -> None:
 
     assert headings(html) == [
         "Held-out prompts",
+        "Stage sft: by step",
         "Stage rft: by step",
         "Stage rft: sampler against trainer",
         "Stage rft: rewards of demonstrations and samples",

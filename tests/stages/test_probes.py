@@ -35,7 +35,8 @@ def lines(folder: Path) -> list[dict]:
 
 def test_samples_stand_beside_the_demonstration_of_their_prompt(template: Template, tmp_path: Path) -> None:
     demonstrations = sequences(template, [("asks Anna", "lamp Anna"), ("asks Bruno", "lamp Bruno")], [7, 9])
-    samples = sequences(template, [("asks Bruno", "price Bruno"), ("asks Anna", "price Anna"), ("asks Bruno", "cost Bruno")], [9, 7, 9])
+    drawn = [("asks Bruno", "price Bruno"), ("asks Anna", "price Anna"), ("asks Bruno", "cost Bruno")]
+    samples = sequences(template, drawn, [9, 7, 9])
     scores = Scores(np.array([2, 0, 1]), np.array([0.3, 0.1, np.nan], dtype=np.float32), 1)  # of two shards
     probe = Probe(demonstrations, samples, None, scores)
 
