@@ -160,7 +160,8 @@ def test_the_second_turn_sees_the_first_answer(drawn: Drawn) -> None:
     chat = template("chatml")
     (tokens,) = chat.encode_prompts([chat.prompt_text(tuple(turns))])
     asked = torch.tensor([tokens])
-    greedy = load_plain(str(drawn.policy)).generate(asked, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    ends = list(chat.end_token_ids)
+    greedy = load_plain(str(drawn.policy)).generate(asked, max_new_tokens=8, do_sample=False, eos_token_id=ends)
     assert chat.decode_response(greedy[0, len(tokens) :].tolist()).strip() == second
     texts = [prompt(asked) for asked in drawn.asked]
     alone = [text for text in texts if "Assistant B" not in text and first in text and second in text]
@@ -330,10 +331,11 @@ def test_conversations_that_the_judge_does_not_take(run: Callable[..., Any]) -> 
     with serving(too_long) as service:
         with pytest.raises(UserError, match=r"it takes no request: refused \(status 400: maximum"):
             run(service, model="another")
-        assert len(service.asked) == 3
+        num = len(service.asked)
+        assert num in (3, 4)  # the thread that asks may be one ahead of the one that gives up
         with pytest.raises(UserError, match="takes no request"):
             run(service, model="another")
-        assert len(service.asked) == 6
+        assert len(service.asked) > num  # a refusal of everything is not kept
 
 
 @pytest.mark.parametrize(("code", "words"), [(401, "--judge-key-env"), (404, "it serves strict"), (307, "redirect")])
