@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 
+from rayalign.cli import main
 from rayalign.errors import DataError, UserError
 from rayalign.suites import judge as judge_module
 from rayalign.suites.compare import compare
@@ -165,7 +166,7 @@ def test_the_second_turn_sees_the_first_answer(drawn: Drawn) -> None:
     assert chat.decode_response(greedy[0, len(tokens) :].tolist()).strip() == second
     texts = [prompt(asked) for asked in drawn.asked]
     alone = [text for text in texts if "Assistant B" not in text and first in text and second in text]
-    assert any(text.index(first) < text.index("And twice that?") < text.rindex(second) for text in alone)
+    assert any(text.index(first) < text.rindex("And twice that?") < text.rindex(second) for text in alone)
     assert any("4, sure" in text and "Reference answer" in text for text in texts)
     assert not any("Reference" in text for text in texts if "2 + 2?" in text)
     assert sum("Write about {braces}." in text for text in texts) == 6
@@ -483,7 +484,7 @@ def test_references_of_another_file(drawn: Drawn, tmp_path: Path) -> None:
         read_questions(drawn.questions, file)
 
 
-def test_options_of_another_suite() -> None:
+def test_options_of_another_suite(capsys: pytest.CaptureFixture[str]) -> None:
     for words, told in {
         ("--suite", "mt-bench", "--pairs", "p"): "--pairs goes with --suite reward, not with mt-bench",
         ("--suite", "reward", "--judge=x"): "--judge goes with --suite mt-bench, not with reward",
@@ -492,6 +493,8 @@ def test_options_of_another_suite() -> None:
         ("--suite", "reward", "--pairs", "p", "--pears", "q"): "unrecognized arguments: --pears q",
         ("--suite", "other"): "argument --suite: invalid choice: 'other'",
     }.items():
-        done = run_rayalign("evaluate", "place", *words)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert told in done.stderr and done.stdout == ""
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", "place", *words])
+        printed = capsys.readouterr()
+        assert ended.value.code == 2 and printed.err.count("\n") == 1 and printed.out == ""
+        assert told in printed.err
