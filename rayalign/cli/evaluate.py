@@ -3,31 +3,85 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from rayalign.cli.parser import Parser, add_command, add_model_options, count
-from rayalign.config.load import parse_as
-from rayalign.errors import UserError
+from rayalign.cli.parser import EXIT_CODES, Parser, add_command
+from rayalign.cli.suites import Suite
+from rayalign.cli.suites.reward import REWARD
+
+SUITES = {suite.name: suite for suite in (REWARD,)}
 
 
 def add_evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
+    listed = "\n".join(f"  {suite.name:<12} {suite.summary}" for suite in SUITES.values())
     evaluate = add_command(
         commands,
         "evaluate",
-        "measure a reward on pairs that people ranked",
-        "Suite reward: the share of pairs ranked right, by section and subset (RewardBench's form), ties,\n"
-        "calibration, and whether the reward goes by length. PLACE holds any reward: a run's, a stage's, a Hugging\n"
-        "Face model's. The results are added to evaluation.json in PLACE.",
-        about="",
+        "measure a saved reward or policy",
+        "Measures what a run, or a model's folder, holds. The results are added to evaluation.json in PLACE.",
+        about=f"suites:\n{listed}\n  `rayalign evaluate --suite NAME --help` shows the options of one.",
     )
-    evaluate.add_argument("place", type=Path, metavar="PLACE", help="a run's folder, a stage's reward, or a model's")
-    evaluate.add_argument("--suite", choices=["reward"], required=True, help="what to measure")
-    evaluate.add_argument("--pairs", required=True, metavar="FILE", help="{prompt, chosen, rejected}, as data.preferences")
-    evaluate.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="names of the columns, if others")
-    evaluate.add_argument("--limit", type=count, metavar="N", help="the first N rows")
-    evaluate.add_argument("--out", type=Path, metavar="FILE", help="adds the results to this file instead")
-    add_model_options(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    _add_common(evaluate)
+    evaluate.by_choice = _of_the_suite
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("place", type=Path, metavar="PLACE", help="a run's folder, a stage's model, or any model's")
+    parser.add_argument("--suite", choices=list(SUITES), required=True, help="what to measure")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="adds the results to this file instead")
+
+
+def _of_the_suite(arguments: Sequence[str]) -> Parser | None:
+    """The parser with the options of the suite that is named; None where none is, which `evaluate` itself tells."""
+    asked = Parser(add_help=False, exit_on_error=False)
+    asked.add_argument("--suite", choices=list(SUITES))
+    try:
+        known, _ = asked.parse_known_args(list(arguments))
+    except argparse.ArgumentError:
+        return None
+    return None if known.suite is None else _OfSuite(SUITES[known.suite])
+
+
+class _OfSuite(Parser):
+    """PLACE, what all suites take, and the options of one; another's is told by the name of its suite."""
+
+    def __init__(self, suite: Suite) -> None:
+        super().__init__(
+            prog=f"rayalign evaluate --suite {suite.name}",
+            description=suite.description,
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._suite = suite
+        _add_common(self)
+        suite.add_options(self)
+        self.set_defaults(run=suite.run)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """All of them: what is left over is an error here, which knows the suite."""
+        self._refuse_others(args or ())
+        known, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return known, []
+
+    def _refuse_others(self, arguments: Sequence[str]) -> None:
+        """Before what is missing is told: who gives another suite's option has mistaken the suite."""
+        for word in arguments:
+            option = word.split("=", 1)[0]
+            if option.startswith("--") and option not in self._option_string_actions:
+                owners = [name for name, suite in SUITES.items() if option in _options_of(suite)]
+                if owners:
+                    self.error(f"{option} goes with --suite {' or '.join(owners)}, not with {self._suite.name}")
+
+
+def _options_of(suite: Suite) -> set[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    suite.add_options(parser)
+    return set(parser._option_string_actions)
 
 
 def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -41,26 +95,6 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     compare.add_argument("places", nargs="+", type=Path, metavar="PLACE", help="folders with an evaluation.json")
     compare.set_defaults(run=_compare)
-
-
-def _evaluate(parsed: argparse.Namespace) -> None:
-    from rayalign.config.data import DataSource
-    from rayalign.suites.reward import evaluate_reward, table
-
-    columns = dict(word.split("=", 1) for word in parsed.columns if "=" in word)
-    if len(columns) < len(parsed.columns):
-        raise UserError(f"--columns {' '.join(parsed.columns)}: give OURS=THEIRS, such as prompt=question")
-    source = parse_as(DataSource, {"path": parsed.pairs, "columns": columns, "limit": parsed.limit}, "--pairs")
-    file, results = evaluate_reward(
-        parsed.place,
-        source,
-        out=parsed.out,
-        threads=parsed.threads,
-        chat_template=parsed.chat_template,
-        trust_remote_code=parsed.trust_remote_code,
-    )
-    print("\n".join(table(results)))
-    print(f"evaluation: {file}")
 
 
 def _compare(parsed: argparse.Namespace) -> None:

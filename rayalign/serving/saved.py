@@ -33,7 +33,7 @@ class SavedReward:
     def __init__(self, folder: Path, *, chat_template: str | None = None, trust_remote_code: bool = False) -> None:
         settings = _settings(folder)
         self.template = Template(load_tokenizer(folder, trust_remote_code=trust_remote_code), chat_template)
-        self.max_length = _max_length(settings)
+        self.max_length = max_length_of(settings)
         self._prompts = RenderedPrompts(self.template)
         model = ModelConfig(
             path=str(folder),
@@ -68,12 +68,17 @@ class SavedReward:
         return values
 
 
-def pin_threads(threads: int | None) -> None:
+def num_threads(threads: int | None) -> int:
     """As many threads as asked for, or as OMP_NUM_THREADS says; else one for each core of this process."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return threads or (int(told) if told.isdecimal() and int(told) else len(os.sched_getaffinity(0)))
+
+
+def pin_threads(threads: int | None) -> None:
+    """Keeps torch to `num_threads`."""
     import torch
 
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    torch.set_num_threads(threads or (int(told) if told.isdecimal() and int(told) else len(os.sched_getaffinity(0))))
+    torch.set_num_threads(num_threads(threads))
 
 
 def find_reward(place: Path) -> Path:
@@ -83,13 +88,31 @@ def find_reward(place: Path) -> Path:
         raise UserError(f"{place}: no such folder; give a run's folder, or one that holds a reward")
     if (place / LOG_RATIO).is_file() or (place / "config.json").is_file():
         return place
-    found = [folder for folder in sorted(place.glob("*/reward")) if _holds_reward(folder)]
+    return _only_one("reward", place, [folder for folder in sorted(place.glob("*/reward")) if _holds_reward(folder)])
+
+
+def find_policy(place: Path) -> Path:
+    """The language model at a place: a folder that holds one, or a run's only policy. Raises UserError."""
+    place = place.expanduser()
+    if not place.is_dir():
+        raise UserError(f"{place}: no such folder; give a run's folder, or one that holds a language model")
+    found = place
+    if not (place / "config.json").is_file():
+        stages = [folder for folder in sorted(place.glob("*/policy")) if (folder / "config.json").is_file()]
+        found = _only_one("policy", place, stages)
+    if settings_of(found).get("rayalign_reward"):
+        raise UserError(f"{found}: a reward, and no language model; give a folder that a stage saved as its policy")
+    return found
+
+
+def _only_one(kind: str, place: Path, found: list[Path]) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
         there = ", ".join(str(folder) for folder in found)
-        raise UserError(f"{place}: {len(found)} rewards are in this run ({there}); name one of them")
-    raise UserError(f"{place}: no reward in this folder, nor in a stage's; give RUN, or RUN/STAGE/reward")
+        kinds = {"reward": "rewards", "policy": "policies"}[kind]
+        raise UserError(f"{place}: {len(found)} {kinds} are in this run ({there}); name one of them")
+    raise UserError(f"{place}: no {kind} in this folder, nor in a stage's; give RUN, or RUN/STAGE/{kind}")
 
 
 def _holds_reward(folder: Path) -> bool:
@@ -101,11 +124,16 @@ def _settings(folder: Path) -> dict[str, Any]:
     if (folder / LOG_RATIO).is_file():
         policy = folder / str(_json(folder / LOG_RATIO).get("policy"))
         return _json(policy / "config.json") if (policy / "config.json").is_file() else {}
-    settings = _json(folder / "config.json")
+    settings = settings_of(folder)
     causal = any(str(name).endswith("ForCausalLM") for name in settings.get("architectures") or ())
     if causal and not settings.get("rayalign_reward"):
         raise UserError(f"{folder}: a language model, and no reward; give a folder that a stage saved as its reward")
     return settings
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """config.json of a model's folder. Raises UserError where it cannot be read."""
+    return _json(folder / "config.json")
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -118,6 +146,7 @@ def _json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _max_length(settings: dict[str, Any]) -> int:
+def max_length_of(settings: dict[str, Any]) -> int:
+    """Tokens that a model says it reads; MAX_LENGTH where it does not say."""
     positions = settings.get("max_position_embeddings")
     return positions if isinstance(positions, int) and positions > 0 else MAX_LENGTH
