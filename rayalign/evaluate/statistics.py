@@ -96,12 +96,13 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, *, seed: int = 0, num_resamples: int = RESAMPLES
+    a: ArrayLike, b: ArrayLike, confidence: float = 0.95, *, seed: int = 0, num_resamples: int = RESAMPLES
 ) -> PairedDifference:
     """a minus b, pair by pair, with the bootstrap's interval: what two policies have in common on a prompt cancels."""
-    if len(a) != len(b):
-        raise ValueError(f"pairs need two lists of one length, got {len(a)} and {len(b)} values")
-    differences = _checked(a, confidence) - _checked(b, confidence)
+    x, y = _checked(a, confidence), _checked(b, confidence)
+    if len(x) != len(y):
+        raise ValueError(f"pairs need two lists of one length, got {len(x)} and {len(y)} values")
+    differences = x - y
     interval = bootstrap_interval(differences, confidence, seed=seed, num_resamples=num_resamples)
     return PairedDifference(interval, tuple(differences.tolist()))
 

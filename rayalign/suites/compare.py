@@ -13,6 +13,7 @@ from rayalign.evaluate.reward_accuracy import RIGHT
 from rayalign.evaluate.statistics import paired_difference
 from rayalign.stages.checkpoints import differences
 from rayalign.storage.run_folder import CONFIG_FILE
+from rayalign.suites import generation_table, harness_table, ifeval
 from rayalign.suites.record import EVALUATION_FILE, read_evaluation
 
 WIDTH = 24
@@ -104,4 +105,9 @@ def _configs(places: Sequence[Path]) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {"reward": _reward}
+TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {
+    "reward": _reward,
+    "generation": generation_table.comparison,
+    "ifeval": ifeval.comparison,
+    "lm-eval": harness_table.comparison,
+}
