@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike
 
 from rayalign.evaluate.student import t_quantile
 
+RESAMPLES = 10_000
+_AT_ONCE = 4_000_000  # values drawn in one go, so that many prompts do not fill the memory
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -32,7 +35,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """a minus b over pairs, such as the same seeds, with the t interval of the mean."""
+    """a minus b over pairs, such as the same seeds or prompts, with an interval of the mean."""
 
     difference: Interval
     differences: tuple[float, ...]  # a - b of each pair, in the order given
@@ -62,6 +65,57 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
         raise ValueError(f"pairs need two lists of one length, got {len(a)} and {len(b)} values")
     differences = _checked(a, confidence) - _checked(b, confidence)
     return PairedDifference(mean_interval(differences, confidence), tuple(differences.tolist()))
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    confidence: float = 0.95,
+    *,
+    seed: int = 0,
+    weights: ArrayLike | None = None,
+    num_resamples: int = RESAMPLES,
+) -> Interval:
+    """The mean of values [N] with the percentile bootstrap's interval; the same seed gives the same interval.
+
+    The values must be independent (average a prompt's samples first). With weights [N] it is their weighted mean, and a
+    value is drawn with its weight: for the share of instructions followed, where a prompt has several. Equal values give
+    an interval without width. Raises ValueError for weights that are negative, or as many as none.
+    """
+    x = _checked(values, confidence)
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
+    if w.shape != x.shape or (w < 0).any() or (x.size and not w.sum() > 0):
+        raise ValueError(f"needs a weight of at least 0 for each of {x.size} values, and one above 0")
+    if x.size < 2:
+        return Interval(float(x[0]) if x.size else math.nan, math.nan, math.nan, x.size)
+    base = float(x[0])  # equal values then leave no rounding behind
+    above = x - base
+    mean = base + float((w * above).sum() / w.sum())
+    drawn = _resampled(above, w, np.random.default_rng(seed), num_resamples)
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean, base + float(low), base + float(high), x.size)
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, confidence: float = 0.95, *, seed: int = 0, num_resamples: int = RESAMPLES
+) -> PairedDifference:
+    """a minus b, pair by pair, with the bootstrap's interval: what two policies have in common on a prompt cancels."""
+    x, y = _checked(a, confidence), _checked(b, confidence)
+    if len(x) != len(y):
+        raise ValueError(f"pairs need two lists of one length, got {len(x)} and {len(y)} values")
+    differences = x - y
+    interval = bootstrap_interval(differences, confidence, seed=seed, num_resamples=num_resamples)
+    return PairedDifference(interval, tuple(differences.tolist()))
+
+
+def _resampled(values: np.ndarray, weights: np.ndarray, random: np.random.Generator, num: int) -> np.ndarray:
+    """[num] weighted means, each of N that are drawn with replacement; a draw without any weight is left out."""
+    step = max(1, _AT_ONCE // len(values))
+    parts = []
+    for start in range(0, num, step):
+        rows = random.integers(len(values), size=(min(step, num - start), len(values)))
+        total = weights[rows].sum(axis=1)
+        parts.append((weights * values)[rows].sum(axis=1)[total > 0] / total[total > 0])
+    return np.concatenate(parts)
 
 
 def proportion_interval(successes: int, num: int, confidence: float = 0.95) -> Interval:

@@ -91,6 +91,11 @@ def find_reward(place: Path) -> Path:
     return _only_one("reward", place, [folder for folder in sorted(place.glob("*/reward")) if _holds_reward(folder)])
 
 
+def check_reward(folder: Path) -> None:
+    """Before long work: raises UserError where `folder` holds no reward that this program reads."""
+    _settings(folder)
+
+
 def find_policy(place: Path) -> Path:
     """The language model at a place: a folder that holds one, or a run's only policy. Raises UserError."""
     place = place.expanduser()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def run_best_of_n(context: RunContext, stage: BestOfNStage) -> None:
     if stage.golden:
         golden = golden_scores(stage.golden, context.template(), sequences).reshape(-1, most)
     best = chosen(scores, np.random.default_rng(context.config.seed)) + np.arange(0, len(sequences), most)
-    curve = _curve(stage, scores, golden)
+    curve = best_of_curve(stage.n, scores, golden)
     if stage.golden:
         curve["expert"] = {"golden": golden_expert(stage.golden, context.folder)}
     folder = context.stage_folder(stage.name)
@@ -62,10 +63,10 @@ def _candidates(context: RunContext, stage: BestOfNStage) -> Rollout:
     return rollout
 
 
-def _curve(stage: BestOfNStage, scores: np.ndarray, golden: np.ndarray | None) -> dict[str, Any]:
-    """What choosing among n is worth: scores and golden [P, M]; intervals are over prompts."""
+def best_of_curve(sizes: Sequence[int], scores: np.ndarray, golden: np.ndarray | None = None) -> dict[str, Any]:
+    """What choosing among n is worth, for each of `sizes`: scores and golden [P, M]; intervals are over prompts."""
     points = []
-    for n in sorted(set(stage.n)):
+    for n in sorted(set(sizes)):
         expected = expected_best_of(torch.from_numpy(scores), n).numpy()
         point: dict[str, Any] = {
             "n": n,

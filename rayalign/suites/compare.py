@@ -13,6 +13,7 @@ from rayalign.evaluate.reward_accuracy import RIGHT
 from rayalign.evaluate.statistics import paired_difference
 from rayalign.stages.checkpoints import differences
 from rayalign.storage.run_folder import CONFIG_FILE
+from rayalign.suites import generation_table, harness_table, ifeval
 from rayalign.suites.mt_bench.tables import side_by_side
 from rayalign.suites.record import EVALUATION_FILE, read_evaluation
 
@@ -105,4 +106,10 @@ def _configs(places: Sequence[Path]) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {"reward": _reward, "mt-bench": side_by_side}
+TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {
+    "reward": _reward,
+    "generation": generation_table.comparison,
+    "mt-bench": side_by_side,
+    "ifeval": ifeval.comparison,
+    "lm-eval": harness_table.comparison,
+}

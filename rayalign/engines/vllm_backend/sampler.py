@@ -32,7 +32,7 @@ class VllmSampler:
     """
 
     def __init__(self, setup: SamplerSetup) -> None:
-        _prepare_environment(setup.threads)
+        prepare_environment(setup.threads)
         model = setup.model
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
@@ -40,13 +40,6 @@ class VllmSampler:
         from rayalign.engines.vllm_backend.transfer import register
 
         register()
-        on_gpu = torch.cuda.is_available()
-        device: dict[str, Any] = {"gpu_memory_utilization": setup.gpu_memory_frac} if on_gpu else {
-            "kv_cache_memory_bytes": int(setup.kv_cache_gib * 2**30),
-            # vLLM rewinds a seeded request's generator after a partial prefill, which a CPU generator cannot do.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(model.max_length, PREFILL_TOKENS),
-        }
         try:
             self._llm = LLM(
                 setup.path,
@@ -59,14 +52,13 @@ class VllmSampler:
                 max_model_len=model.max_length,
                 logprobs_mode="processed_logprobs",
                 enable_sleep_mode=setup.sleep_mode,
-                enforce_eager=not on_gpu,
                 seed=setup.seed,
                 use_tqdm_on_load=False,
                 weight_transfer_config=WeightTransferConfig(backend=setup.weight_transfer),
-                **device,
+                **device_settings(setup),
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"vLLM cannot load {setup.path}: {_first_line(error)}") from error
+            raise UserError(f"vLLM cannot load {setup.path}: {first_line(error)}") from error
         self._end_token_ids = list(setup.end_token_ids)
         self._weight_transfer = setup.weight_transfer
         self._version = 0
@@ -185,7 +177,20 @@ class VllmSampler:
         del self._llm
 
 
-def _prepare_environment(threads: int) -> None:
+def device_settings(setup: SamplerSetup) -> dict[str, Any]:
+    """What vLLM is told of the GPU, or of the lack of one."""
+    if torch.cuda.is_available():
+        return {"gpu_memory_utilization": setup.gpu_memory_frac, "enforce_eager": False}
+    return {
+        "kv_cache_memory_bytes": int(setup.kv_cache_gib * 2**30),
+        # vLLM rewinds a seeded request's generator after a partial prefill, which a CPU generator cannot do.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(setup.model.max_length, PREFILL_TOKENS),
+        "enforce_eager": True,
+    }
+
+
+def prepare_environment(threads: int) -> None:
     """vLLM reads these at import; they keep the engine in this process and its threads where the placement put them."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -217,5 +222,6 @@ def _tensors(files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's text on one line, cut."""
     return " ".join(str(error).split())[:300]

@@ -1,0 +1,25 @@
+"""The rows that a suite reads: options that several suites take."""
+
+from __future__ import annotations
+
+import argparse
+
+from rayalign.cli.parser import count
+from rayalign.config.data import DataSource
+from rayalign.config.load import parse_as
+from rayalign.errors import UserError
+
+
+def add_data_options(evaluate: argparse.ArgumentParser, option: str, about: str) -> None:
+    """The file, the names of its columns, and how many rows; `data_source` reads them."""
+    evaluate.add_argument(option, required=True, metavar="FILE", help=about)
+    evaluate.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="names of the columns, if others")
+    evaluate.add_argument("--limit", type=count, metavar="N", help="the first N rows")
+
+
+def data_source(parsed: argparse.Namespace, path: str, option: str) -> DataSource:
+    """What they ask for. Raises UserError for columns that are no pairs, and for a path that is none."""
+    columns = dict(word.split("=", 1) for word in parsed.columns if "=" in word)
+    if len(columns) < len(parsed.columns):
+        raise UserError(f"--columns {' '.join(parsed.columns)}: give OURS=THEIRS, such as prompt=question")
+    return parse_as(DataSource, {"path": path, "columns": columns, "limit": parsed.limit}, option)
