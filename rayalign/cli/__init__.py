@@ -12,6 +12,7 @@ from pathlib import Path
 from rayalign import __version__
 from rayalign.cli.evaluate import add_compare, add_evaluate
 from rayalign.cli.parser import EXIT_CODES, Parser, add_command, add_model_options
+from rayalign.cli.sharing import add_export, add_push
 from rayalign.config.load import dump_config, load_config
 from rayalign.config.recipes import all_recipes, find_recipe
 from rayalign.config.run import RunConfig
@@ -29,6 +30,7 @@ EXAMPLES = """examples:
   rayalign config configs/rft.yaml seed=1                     all settings, resolved
   rayalign train configs/rft.yaml model.path=Qwen/Qwen2.5-0.5B-Instruct
   rayalign serve-reward runs/demo                             score with its reward over HTTP, for other runs
+  rayalign export runs/demo --to shared                       its policy and reward, to give to others (docs/sharing.md)
   rayalign control train configs/control/pendulum.yaml        the same on a simulated robot (docs/control.md)
   rayalign train configs/rft.yaml stages.irl.rounds=3 placement.policy.gpus=4
   ray job submit --working-dir . -- rayalign train configs/rft.yaml"""
@@ -64,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve_reward(commands)
     add_evaluate(commands)
     add_compare(commands)
+    add_export(commands)
+    add_push(commands)
     add_control(commands, add_command, Parser)
     return parser
 
