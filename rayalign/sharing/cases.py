@@ -84,4 +84,4 @@ def _of_example(template: Template, example: Mapping[str, Any]) -> list[Case]:
 def _fixed(template: Template, prompt: str, response: str) -> Case:
     rendered = template.prompt_text((Message("user", prompt),))
     (prompt_ids,), (response_ids,) = template.encode_prompts([rendered]), template.encode_responses([response])
-    return Case(template.decode_prompt(prompt_ids), response, prompt_ids, response_ids)
+    return Case(template.without_special(rendered), response, prompt_ids, response_ids)

@@ -15,7 +15,7 @@ from rayalign.models.rewards import write_log_ratio
 from rayalign.models.token_reward import HEADS
 from rayalign.sharing.found import SETTINGS, SharedModel, read_settings
 
-ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"  # of peft
 GENERATION = "generation_config.json"
 WEIGHTS = (SETTINGS, GENERATION, "*.safetensors", "*.safetensors.index.json", f"{HEADS}/*.safetensors")
 TOKENIZER = (
@@ -70,7 +70,9 @@ def _copy_log_ratio(source: Path, target: Path, settings: ModelConfig) -> None:
 
 
 def _copy(source: Path, target: Path, settings: ModelConfig) -> None:
-    if (source / ADAPTER).is_file() or not any(source.glob("*.safetensors")):
+    if (source / ADAPTER).is_file():  # rayalign saves its own merged; this one came from elsewhere
+        raise UserError(f"{source}: an adapter without its base model; merge the two (peft's merge_and_unload) and use that")
+    if not any(source.glob("*.safetensors")):
         _save_again(str(source), target, settings)
         _copy_files(source, target, TOKENIZER)
     else:
@@ -91,29 +93,17 @@ def _copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 
 def _save_again(path: str, target: Path, settings: ModelConfig) -> None:
-    """As safetensors in the run's dtype, adapters merged: of a pickle, an adapter's folder, or a name of the hub."""
-    from transformers import AutoModelForCausalLM
+    """As safetensors, without rounding: a model that lies there as a pickle, or under a name of the hub."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from rayalign.models.backbone import load_pretrained, save_folder
 
-    adapter = Path(path) / ADAPTER
-    if adapter.is_file():
-        model = _merged(path, str(read_settings(adapter).get("base_model_name_or_path")), settings)
-    else:
-        model = load_pretrained(AutoModelForCausalLM, path, settings)
+    model: Any = load_pretrained(AutoModelForCausalLM, path, settings.model_copy(update={"dtype": "float32"}))
+    if AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code).dtype == torch.bfloat16:
+        model = model.to(torch.bfloat16)
     target.mkdir(parents=True)
     save_folder(model, target, model.state_dict())
-
-
-def _merged(path: str, base: str, settings: ModelConfig) -> Any:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from rayalign.models.backbone import load_pretrained
-
-    on_base = PeftModel.from_pretrained(load_pretrained(AutoModelForCausalLM, base, settings), path)
-    merged: Any = on_base.merge_and_unload()
-    return merged
 
 
 def _forget_places(file: Path) -> None:

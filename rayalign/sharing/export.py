@@ -17,7 +17,7 @@ from rayalign.run import latest_results
 from rayalign.sharing.card import CARD_FILE, About, Stated, card
 from rayalign.sharing.cases import choose_cases
 from rayalign.sharing.copying import copy_model
-from rayalign.sharing.found import ROLES, SharedModel, SharedRun, find_run
+from rayalign.sharing.found import ROLES, SETTINGS, SharedModel, SharedRun, find_run, read_settings
 from rayalign.sharing.measured import of_stages, of_suites
 from rayalign.sharing.reproduce import RECORD_FILE, check, record
 from rayalign.sharing.words import base_model, data_used, steps
@@ -82,6 +82,8 @@ def check_target(to: Path, *, overwrite: bool) -> None:
 def _export_one(run: SharedRun, model: SharedModel, target: Path, stated: Stated) -> str:
     """Writes one folder; what it was checked with."""
     settings, results = run.config.model, latest_results(run.config, run.folder)
+    if model.kind != "log_ratio_reward":
+        read_settings(model.folder / SETTINGS)  # damaged, the tokenizer's loader would blame the tokenizer
     template = _template(run, model)
     copy_model(model, target, settings, template)
     cases = choose_cases(template, (results or {}).get("examples") or [], max_length=settings.max_length)

@@ -140,6 +140,7 @@ def _check_tokens(folder: Path, cases: Cases, template: Template, *, trust_remot
     copied = Template(load_tokenizer(folder, trust_remote_code=trust_remote_code))
     if copied.chat_template != template.chat_template or copied.end_token_ids != template.end_token_ids:
         raise RayalignError(f"{folder.name}: its chat template is not the run's; nothing was written")
-    texts = [case.response for case in cases.cases]
-    if copied.encode_responses(texts) != [case.response_ids for case in cases.cases]:
+    prompts, responses = [case.prompt for case in cases.cases], [case.response for case in cases.cases]
+    same = copied.encode_prompts(prompts) == template.encode_prompts(prompts)
+    if not same or copied.encode_responses(responses) != [case.response_ids for case in cases.cases]:
         raise RayalignError(f"{folder.name}: its tokenizer makes other tokens than the run's; nothing was written")

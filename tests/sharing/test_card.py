@@ -14,7 +14,7 @@ from rayalign.errors import UserError
 from rayalign.sharing.card import Stated, text
 from rayalign.sharing.export import export
 from rayalign.suites.record import content_of
-from tests.sharing.runs import finish, make_run, save_policy
+from tests.sharing.runs import EVALUATE, finish, make_run, save_policy
 
 
 def test_the_metadata_is_what_a_hub_reads(exported: Path) -> None:
@@ -60,7 +60,7 @@ def test_names_from_data_stay_text(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "tiny", [{"kind": "sft", "data": {"path": f"gone/{evil}.jsonl"}}])
     save_policy(finish(run, "sft") / "policy")
     values = yaml.safe_load((run / "config.yaml").read_text())
-    stages = [*values["stages"], {"kind": "evaluate", "models": {evil: "stage:sft/policy"}, "sampling": {"max_new_tokens": 5}}]
+    stages = [*values["stages"], EVALUATE | {"models": {evil: "stage:sft/policy"}}]
     (run / "config.yaml").write_text(yaml.safe_dump(values | {"stages": stages}))
     cells = {"1": {"length": {"mean": 1.0, "low": 1.0, "high": 1.0, "num": 2}}}
     (finish(run, "evaluate") / "results.json").write_text(json.dumps({"models": {evil: cells}, "examples": []}))

@@ -1,4 +1,4 @@
-"""An export stands alone: in a fresh Python, transformers and vLLM find in it what was recorded, and nothing points outside."""
+"""An export stands alone: in a fresh Python, transformers and vLLM find in it what was recorded from the run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import rayalign.sharing.export as exporting
 from rayalign.cli import main
 from rayalign.config.model import LearnerConfig, LoraConfig
-from rayalign.errors import RayalignError
+from rayalign.errors import RayalignError, UserError
 from rayalign.models.policy import PolicyModel
 from rayalign.serving.saved import SavedReward
 from rayalign.sharing.export import export
 from tests.conftest import one_thread
 from tests.data.conftest import CHATML, make_tokenizer
-from tests.models.tiny import model_config, save_tiny
+from tests.models.tiny import model_config, save_tiny, sequences_of, tiny_lm
 from tests.serving.test_saved import template
-from tests.sharing.runs import finish, implicit_run, make_run, record, rft_run, save_policy, save_token_reward, spread
+from tests.sharing.runs import (
+    finish,
+    implicit_run,
+    make_run,
+    record,
+    rft_run,
+    save_policy,
+    save_reward,
+    save_token_reward,
+    spread,
+)
 
 LOADERS = Path(__file__).with_name("loaders.py")
 # Float32 sums in another order: 3e-6 measured here in vLLM and transformers, and other policies and rewards of these
@@ -46,6 +58,13 @@ def loaded(library: str, *folders: Path) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def scored(folder: Path) -> list[float]:
+    """What rayalign's loader says of the recorded tokens."""
+    rows = [(case["prompt_ids"], case["response_ids"]) for case in record(folder)["cases"]]
+    found: list[float] = SavedReward(folder).score(sequences_of(rows)).tolist()
     return found
 
 
@@ -102,38 +121,24 @@ def test_a_log_ratio_takes_both_its_policies_along(tmp_path: Path) -> None:
         "policy": "policy", "reference": "reference", "scale": 0.1,
     }  # fmt: skip
     assert recorded["kind"] == "log_ratio_reward" and recorded["texts"] == "fixed texts" and spread(recorded) > 0.1
-    texts = [[case[side] for case in recorded["cases"]] for side in ("prompt", "response")]
-    assert SavedReward(tmp_path / "out" / "reward")(*texts) == pytest.approx(
-        [case["score"] for case in recorded["cases"]], abs=TOLERANCE
-    )
+    assert scored(tmp_path / "out" / "reward") == pytest.approx([case["score"] for case in recorded["cases"]], abs=TOLERANCE)
     for case in recorded["cases"]:
         assert sum(case["token_scores"]) == pytest.approx(case["score"], abs=TOLERANCE)
 
 
-def test_a_side_that_is_an_adapter_or_a_pickle_is_merged_and_made_safe(tmp_path: Path) -> None:
-    import torch
-    from peft import LoraConfig as PeftLora
-    from peft import get_peft_model
-
-    from tests.models.tiny import tiny_lm
-
-    base = save_tiny(tmp_path / "base", seed=3, vocab_size=400)
-    adapted = get_peft_model(tiny_lm(seed=3, vocab_size=400), PeftLora(r=2, target_modules="all-linear"))
-    adapted.base_model.model.config._name_or_path = base
-    adapted.peft_config["default"].base_model_name_or_path = base
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
-    adapted.save_pretrained(tmp_path / "adapter")
+def test_a_side_that_is_a_pickle_is_made_safe_and_an_adapter_is_refused(tmp_path: Path) -> None:
     pickled = tiny_lm(seed=4, vocab_size=400)
     pickled.config.save_pretrained(tmp_path / "pickled")
     torch.save(pickled.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
-    for name in ("adapter", "pickled"):
-        export(implicit_run(tmp_path / name / "runs" / "tiny", str(tmp_path / name)), tmp_path / name / "out")
-        reference = tmp_path / name / "out" / "reward" / "reference"
-        assert {file.name for file in reference.iterdir()} >= {"config.json", "model.safetensors"}
-        assert not (reference / "adapter_config.json").exists() and not list(reference.glob("*.bin"))
+    export(implicit_run(tmp_path / "runs" / "tiny", str(tmp_path / "pickled")), tmp_path / "out")
+    found = [file.name for file in (tmp_path / "out" / "reward" / "reference").iterdir()]
+    assert {"config.json", "model.safetensors"} <= {*found} and "pytorch_model.bin" not in found
+    (tmp_path / "pickled" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="an adapter without its base model"):
+        export(tmp_path / "runs" / "tiny", tmp_path / "other")
+    shutil.rmtree(tmp_path / "pickled")
+    with pytest.raises(UserError, match=r"its reference is not at .*pickled"):
+        export(tmp_path / "runs" / "tiny", tmp_path / "other")
 
 
 def test_rewards_that_only_rayalign_reads(tmp_path: Path) -> None:
@@ -145,15 +150,12 @@ def test_rewards_that_only_rayalign_reads(tmp_path: Path) -> None:
         recorded, card = record(tmp_path / kind / "reward"), (tmp_path / kind / "reward" / "README.md").read_text()
         assert recorded["kind"] == kind and spread(recorded) > 0.1
         assert "library_name: rayalign" in card and "AutoModelForSequenceClassification" not in card
-        texts = [[case[side] for case in recorded["cases"]] for side in ("prompt", "response")]
-        found = SavedReward(tmp_path / kind / "reward")(*texts)
-        assert found == pytest.approx([case["score"] for case in recorded["cases"]], abs=TOLERANCE)
+        expected = [case["score"] for case in recorded["cases"]]
+        assert scored(tmp_path / kind / "reward") == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_a_policy_of_adapters_is_whole_and_ends_where_training_ended_it(tmp_path: Path) -> None:
     """With LoRA and ChatML: merged weights, and the end of a turn in the generation config."""
-    import torch
-
     base = save_tiny(tmp_path / "base", vocab_size=400)
     policy = PolicyModel.load(base, model_config(lora=LoraConfig(rank=2)), LearnerConfig())
     with torch.no_grad():
@@ -190,8 +192,6 @@ def test_a_copy_that_says_something_else_is_refused(rft: Path, tmp_path: Path, m
     def normaliser(target: Path, role: str) -> None:
         if role == "reward":
             file = target / "model.safetensors"
-            from safetensors.torch import load_file, save_file
-
             tensors = load_file(file)
             save_file(tensors | {"score.weight": tensors["score.weight"] * 1.1}, file, metadata={"format": "pt"})
 
@@ -219,8 +219,6 @@ def test_which_models_are_meant(tmp_path: Path) -> None:
         {"kind": "rl", "policy": "stage:sft/policy", "reward": "stage:first/reward", "sampling": {"max_new_tokens": 20}},
     ]
     run = make_run(tmp_path / "runs" / "tiny", stages)
-    from tests.sharing.runs import save_reward
-
     for name in ("first", "second"):
         save_reward(finish(run, name) / "reward")
     for name in ("sft", "rl"):
