@@ -55,6 +55,9 @@ def _write_ends(folder: Path, template: Template) -> None:
 def _copy_log_ratio(source: Path, target: Path, settings: ModelConfig) -> None:
     """Both policies go into the folder, under the names of their sides."""
     found = read_settings(source / LOG_RATIO)
+    scale = found.get("scale")
+    if not isinstance(scale, (int, float)):
+        raise UserError(f"{source / LOG_RATIO}: its scale is no number ({scale!r}); is the run's folder whole?")
     target.mkdir(parents=True)
     for side in ("policy", "reference"):
         named = str(found.get(side))
@@ -65,7 +68,6 @@ def _copy_log_ratio(source: Path, target: Path, settings: ModelConfig) -> None:
             raise UserError(f"{source}: its {side} is not at {beside}; keep the run's folders together")
         else:
             _save_again(named, target / side, settings)  # a name of the hub
-    scale = float(found.get("scale", 1.0))
     write_log_ratio(target, str(target / "policy"), str(target / "reference"), scale=scale)
 
 

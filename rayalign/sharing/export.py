@@ -92,7 +92,7 @@ def _export_one(run: SharedRun, model: SharedModel, target: Path, stated: Stated
     check(target, model.role, model.kind, recorded, template, settings)
     write_json(target / RECORD_FILE, recorded)
     write_config(target, dump_config(run.config))
-    stages = run.stages_until(model.stage)
+    stages = run.stages_behind(model.stage)
     tables = [table for table in (of_stages(results), *of_suites(run, model)) if table is not None]
     about = About(run.config.name, steps(stages), data_used(run, stages), tables, _called(run, model), found)
     (target / CARD_FILE).write_text(card(model, stated, about, recorded), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,9 +51,16 @@ class SharedRun:
     config: RunConfig
     models: list[SharedModel]
 
-    def stages_until(self, stage: Stage) -> list[Stage]:
-        """The stages up to one, which it may have learned from."""
-        return self.config.stages[: self.config.stages.index(stage) + 1]
+    def stages_behind(self, stage: Stage) -> list[Stage]:
+        """A stage and those that it learned from, all the way up, in the run's order."""
+        model = self.config.model
+        found, wanted = [], {stage.name, *_stages_named([model.tokenizer or model.path])}
+        for one in reversed(self.config.stages[: self.config.stages.index(stage) + 1]):
+            if one.name in wanted:
+                inputs = {**one.inputs(), **one.shared_inputs(self.config.data)}
+                wanted |= _stages_named([needed.location for needed in inputs.values()])
+                found.append(one)
+        return found[::-1]
 
 
 def find_run(place: Path, *, stage: str | None = None) -> SharedRun:
@@ -92,6 +99,11 @@ def read_settings(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{file}: cannot be read as a model's settings; is the run's folder whole?")
     return found
+
+
+def _stages_named(locations: Iterable[str | None]) -> set[str]:
+    references = [stage_reference(location) for location in locations if location]
+    return {reference[0] for reference in references if reference}
 
 
 def _of_stage(folder: Path, config: RunConfig, name: str) -> list[SharedModel]:

@@ -113,7 +113,7 @@ def _asked(hub: str, parcel: Parcel, call: Callable[[], Answer]) -> Answer:
         raise _refusal(hub, parcel, error.response.status_code, error.server_message or "") from None
     except HTTPError as error:  # no answer at all
         raise UserError(f"{hub}: cannot be reached ({one_line(error)}); check the network, and HF_ENDPOINT") from None
-    except RuntimeError as error:  # around a large file's upload
+    except (RuntimeError, OSError) as error:  # of a large file's upload
         if isinstance(cause := error.__cause__, HfHubHTTPError):
             raise _refusal(hub, parcel, cause.response.status_code, cause.server_message or "") from None
         raise RayalignError(f"{hub}: {one_line(cause or error)}; push again, what is there is not sent twice") from None

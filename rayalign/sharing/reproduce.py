@@ -20,7 +20,7 @@ import torch
 
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.data.template import Template
-from rayalign.errors import RayalignError
+from rayalign.errors import RayalignError, UserError
 from rayalign.sharing.cases import Case, Cases
 from rayalign.sharing.found import Kind, SharedModel, reward_settings
 
@@ -34,11 +34,13 @@ TOLERANCE = 1e-3
 def record(model: SharedModel, cases: Cases, settings: ModelConfig) -> dict[str, Any]:
     """The content of reproduce.json, without versions: computed in float32 from the run's own folder."""
     whole = settings.model_copy(update={"dtype": "float32", "attention": "sdpa", "lora": None})
-    found = _logprobs(model.folder, cases, whole) if model.kind == "policy" else _scores(model, cases, whole)
+    moments = dict(zip(("mean", "std"), normaliser(model.kind, model.folder), strict=True))
+    policy = model.kind == "policy"
+    found = _logprobs(model.folder, cases, whole) if policy else _scores_at(model.folder, cases, whole, model.kind)
     rows = [asdict(case) | values for case, values in zip(cases.cases, found, strict=True)]
     about: dict[str, Any] = {"format": FORMAT, "kind": model.kind, "dtype": "float32", "texts": cases.source}
     if model.role == "reward":
-        about |= dict(zip(("mean", "std"), normaliser(model.kind, model.folder), strict=True))
+        about |= moments
     return about | {"tolerance": TOLERANCE, "cases": rows}
 
 
@@ -67,9 +69,12 @@ def loads_plainly(kind: Kind, folder: Path) -> bool:
 
 
 def normaliser(kind: Kind, folder: Path) -> tuple[float, float]:
-    """Mean and std of a reward: its score is (raw - mean) / std."""
+    """Mean and std of a reward: its score is (raw - mean) / std. Raises UserError where the folder says neither."""
     settings = reward_settings(folder) if kind == "sequence_reward" else {}
-    return float(settings.get("mean", 0.0)), float(settings.get("std", 1.0))
+    mean, std = settings.get("mean", 0.0), settings.get("std", 1.0)
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in (mean, std)) or std <= 0:
+        raise UserError(f"{folder}: its normaliser is no mean and deviation (mean {mean!r}, std {std!r}); is it whole?")
+    return float(mean), float(std)
 
 
 def _case(row: dict[str, Any]) -> Case:
@@ -88,10 +93,6 @@ def _logprobs(folder: Path, cases: Cases, settings: ModelConfig) -> list[dict[st
         values = policy(token_batch(sequences, np.array([place]), packing=False))[0].float().tolist()
         found.append({"logprobs": values, "logprob": math.fsum(values)})
     return found
-
-
-def _scores(model: SharedModel, cases: Cases, settings: ModelConfig) -> list[dict[str, Any]]:
-    return _scores_at(model.folder, cases, settings, model.kind)
 
 
 def _scores_at(folder: Path, cases: Cases, settings: ModelConfig, kind: Kind) -> list[dict[str, Any]]:

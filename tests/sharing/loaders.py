@@ -47,9 +47,7 @@ def by_vllm(folder):
     for case, output in zip(cases_of(folder), outputs, strict=True):
         at = zip(output.prompt_logprobs[len(case["prompt_ids"]) :], case["response_ids"], strict=True)
         found.append([place[token].logprob for place, token in at])
-    # What the generation config makes of an answer: where it ends.
-    ends = llm.get_default_sampling_params()
-    return {"cases": found, "ends": ends.stop_token_ids or [], "tokenizer": llm.get_tokenizer().chat_template}
+    return {"cases": found, "chat_template": llm.get_tokenizer().chat_template}
 
 
 def main():

@@ -31,6 +31,12 @@ def spoilt(rft: Path, folder: Path, spoil: Callable[[Path], object]) -> Path:
     return run
 
 
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
 def test_no_run(rft: Path, tmp_path: Path) -> None:
     unfinished = make_run(tmp_path / "a" / "unfinished", [{"kind": "sft"}])
     data_only = make_run(tmp_path / "b" / "data", [{"kind": "planted"}, {"kind": "sft"}])
@@ -57,6 +63,7 @@ def test_a_run_that_is_damaged(rft: Path, tmp_path: Path) -> None:
             (lambda run: os.truncate(run / "rft" / "policy" / "model.safetensors", 5000), "policy: cannot be loaded"),
             (lambda run: (run / "rft" / "policy" / "tokenizer_config.json").unlink(), "no tokenizer lies beside"),
             (lambda run: (run / "rft" / "reward" / "config.json").write_text("[]"), "cannot be read as a model's settings"),
+            (lambda run: edit(run / "rft" / "reward" / "config.json", '"std": 0.2', '"std": 0'), "no mean and deviation"),
             (lambda run: (run / "evaluate" / "results.json").write_text("7"), "results.json: damaged"),
             (lambda run: (run / "evaluation.json").write_text("7"), "is no evaluation"),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from rayalign.errors import UserError
 from rayalign.sharing.card import Stated, text
 from rayalign.sharing.export import export
 from rayalign.suites.record import content_of
-from tests.sharing.runs import EVALUATE, finish, make_run, save_policy
+from tests.sharing.runs import EVALUATE, EXAMPLES, finish, make_run, record, save_policy
 
 
 def test_the_metadata_is_what_a_hub_reads(exported: Path) -> None:
@@ -36,6 +37,28 @@ def test_what_the_card_tells(rft: Path, exported: Path) -> None:
     for role in ("policy", "reward"):
         assert load_config(exported / role / "config.yaml") == load_config(rft / "config.yaml")
         assert json.loads((exported / role / "reproduce.json").read_text())["versions"]["torch"] in policy
+
+
+def snippet(card: Path, after: str, folder: Path, **texts: str) -> dict[str, Any]:
+    """Runs the first Python block behind some words of a card; what it defines."""
+    code = card.read_text().split(after)[1].split("```python\n")[1].split("```")[0]
+    code = code.replace(f'"{folder.name}"', repr(str(folder)))
+    for gap, text_of in (('"content": ', "prompt"), ("tokenizer(", "response")):
+        code = code.replace(f'{gap}"..."', gap + repr(texts[text_of]))
+    found: dict[str, Any] = {}
+    exec(compile(code, str(card), "exec"), found)  # noqa: S102 - what a reader of the card would run
+    return found
+
+
+def test_the_snippets_run(exported: Path) -> None:
+    """As they stand in the cards; the reward's gives rayalign's score."""
+    prompt, response = EXAMPLES[0]["prompt"], "thank you ."
+    texts = {"prompt": str(prompt), "response": response}
+    policy = snippet(exported / "policy" / "README.md", "With transformers", exported / "policy", **texts)
+    assert policy["answer"].shape[1] > policy["prompt"]["input_ids"].shape[1] == 8
+    reward = snippet(exported / "reward" / "README.md", "With transformers alone", exported / "reward", **texts)
+    (case,) = [c for c in record(exported / "reward")["cases"] if (c["prompt"], c["response"]) == (prompt, response)]
+    assert reward["score"] == pytest.approx(case["score"], abs=1e-4)
 
 
 def test_suites_count_only_where_they_measured_this_model(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_vllm_gives_what_was_recorded(exported: Path) -> None:
     found = loaded("vllm", exported / "policy")[str(exported / "policy")]
     for case, values in zip(record(exported / "policy")["cases"], found["cases"], strict=True):
         assert values == pytest.approx(case["logprobs"], abs=TOLERANCE)
-    assert found["tokenizer"] == template("planted").chat_template
+    assert found["chat_template"] == template("planted").chat_template
 
 
 def test_on_the_command_line(rft: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,6 +225,8 @@ def test_which_models_are_meant(tmp_path: Path) -> None:
         save_policy(finish(run, name) / "policy")
     found = export(run, tmp_path / "out")
     assert {role: one.stage for role, one in found.items()} == {"policy": "rl", "reward": "first"}
+    card = (tmp_path / "out" / "policy" / "README.md").read_text()
+    assert "1. `sft`" in card and "2. `first`" in card and "3. `rl`" in card and "`second`" not in card
     found = export(run, tmp_path / "out", stage="second", overwrite=True)
     assert {role: one.stage for role, one in found.items()} == {"reward": "second"}
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["reward"]
