@@ -23,6 +23,7 @@ from rayalign.sharing.found import SharedRun
 
 ARXIV = "https://arxiv.org/abs/"
 AFD, AVA, AIHF, RFT, DEMONSTRATIONS = "2405.15624", "2411.09341", "2406.06874", "2405.17888", "2503.13538"
+RAFT = "2304.06767"  # fine-tuning on the best of n
 READERS: dict[str, Any] = {
     "demonstrations": shapes.demonstrations,
     "preferences": shapes.preferences,
@@ -83,7 +84,7 @@ def _told(stage: Stage) -> tuple[str, str | None] | None:
         case PlantedStage():
             return "wrote a synthetic text world with a known expert and a known reward", None
         case SftStage():
-            return _sft(stage), "2304.06767" if stage.data and stage.data.path.startswith("stage:") else None
+            return _sft(stage), RAFT if stage.data and stage.data.path.endswith("/best.jsonl") else None
         case SampleStage():
             return f"drew {stage.num_per_prompt} responses a prompt", None
         case BestOfNStage():
