@@ -13,6 +13,7 @@ from rayalign import __version__
 from rayalign.cli.evaluate import add_compare, add_evaluate
 from rayalign.cli.parser import EXIT_CODES, Parser, add_command, add_model_options
 from rayalign.cli.report import add_report
+from rayalign.cli.sharing import add_export, add_push
 from rayalign.cli.watch import add_watch
 from rayalign.config.load import dump_config, load_config
 from rayalign.config.recipes import all_recipes, find_recipe
@@ -35,6 +36,7 @@ EXAMPLES = """examples:
   rayalign report runs/demo                                   what it learned, as one HTML page
   rayalign watch runs/demo                                    follow a run from another terminal
   rayalign serve-reward runs/demo                             score with its reward over HTTP, for other runs
+  rayalign export runs/demo --to shared                       its policy and reward, to give to others (docs/sharing.md)
   rayalign control train configs/control/pendulum.yaml        the same on a simulated robot (docs/control.md)
   rayalign train configs/rft.yaml stages.irl.rounds=3 placement.policy.gpus=4
   ray job submit --working-dir . -- rayalign train configs/rft.yaml"""
@@ -72,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_compare(commands)
     add_report(commands)
+    add_export(commands)
+    add_push(commands)
     add_control(commands, add_command, Parser)
     return parser
 
