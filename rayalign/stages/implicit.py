@@ -32,7 +32,8 @@ from rayalign.stages.loop_setup import HELD_OUT, fingerprints, load_negatives
 from rayalign.stages.pairs import load_pairs, tell_balance
 from rayalign.stages.watch import Watch
 from rayalign.storage.aside import written_aside
-from rayalign.telemetry.metrics import prefixed, values
+from rayalign.telemetry.metrics import prefixed
+from rayalign.telemetry.shown import key_numbers
 from rayalign.types import TokenizedPrompts
 
 
@@ -145,7 +146,7 @@ def learn(context: RunContext, stage: ImplicitStage, groups: ImplicitGroups) -> 
                     fresh = groups.sample(next(batches), stage.rounds + watch.step)
                 metrics = groups.policy.fit_step(fresh)
                 watch.log(at.round, prefixed(metrics, "policy"))
-                bar.update(advance=1, round=(at.round + 1, stage.rounds), note=_note(values(metrics)))
+                bar.update(advance=1, round=(at.round + 1, stage.rounds), note=key_numbers(watch.newest))
                 at.done += 1
                 checkpoints.after_step(watch.step, state)
             if groups.rollout is not None:
@@ -200,16 +201,6 @@ def _start_groups(context: RunContext, stage: ImplicitStage) -> Iterator[Implici
         yield ImplicitGroups(context, stage, rollout, group, split, path, fingerprints(split, setup.negatives, pairs))
     finally:
         workers.close()
-
-
-def _note(found: dict[str, float]) -> dict[str, float]:
-    """What the bar shows of a step."""
-    shown = {
-        "margin": "margin_demo_minus_agent",
-        "preference margin": "margin_chosen_minus_rejected",
-        "nll": "demo_nll",
-    }
-    return {name: found[key] for name, key in shown.items() if key in found}
 
 
 def _batches(groups: ImplicitGroups, rows: np.ndarray, round_number: int) -> Iterator[np.ndarray]:

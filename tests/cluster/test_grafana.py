@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-DASHBOARD = json.loads((ROOT / "cluster" / "grafana" / "rayalign.json").read_text())
+from tests.cluster.dashboard import DASHBOARD, EXPRESSIONS, asked, exported
+
 RECORDED = json.loads((Path(__file__).parent / "recorded_metrics.json").read_text())
-EXPRESSIONS = [
-    (panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]
-] + [(variable["name"], variable["definition"]) for variable in DASHBOARD["templating"]["list"][1:]]
-
-
-def exported(names: list[str]) -> set[str]:
-    """As Prometheus has them."""
-    from rayalign.actors.metrics import BUSY, gauge_name
-
-    return {f"ray_{gauge_name(name)}" for name in names} | {f"ray_{gauge_name(BUSY)}_total"}
-
-
-def asked() -> set[str]:
-    """Every metric that the dashboard names."""
-    return {name for _, expression in EXPRESSIONS for name in re.findall(r"\bray_rayalign_\w+", expression)}
 
 
 def test_it_asks_for_what_a_run_recorded() -> None:

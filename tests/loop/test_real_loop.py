@@ -10,6 +10,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from tests.cluster.dashboard import asked, exported
 from tests.conftest import run_rayalign
 
 
@@ -33,6 +34,22 @@ def steps(folder: Path) -> list[dict[str, Any]]:
     return [row for row in records(folder, "rft") if "policy/reward_mean" in row]
 
 
+def what_is_seen_from_outside(folder: Path) -> None:
+    """The Grafana dashboard asks for nothing that a run does not record; TensorBoard has the evaluation's examples."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recorded = {name for row in records(folder, "rft") + records(folder, "sft") for name in row}
+    assert asked() - exported(recorded) == set()
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    (table,) = board.Tensors("evaluate/examples")
+    lines = table.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[0] == "| prompt | model | answer | reward |"
+    examples = json.loads((folder / "evaluate" / "results.json").read_text())["examples"]
+    assert len(lines) == 2 + sum(len(example["answers"]) for example in examples)
+    assert all(set(example["rewards"]) == set(example["answers"]) for example in examples)
+
+
 @pytest.fixture
 def two_rounds(loop_values: dict[str, Any], tmp_path: Path) -> Path:
     """Two rounds from the base model, with two policy ranks on Ray.
@@ -48,6 +65,7 @@ def two_rounds(loop_values: dict[str, Any], tmp_path: Path) -> Path:
 
 def test_two_rounds_on_ray_raise_the_golden_reward(two_rounds: Path) -> None:
     """Two policy ranks, real parts throughout; what the run leaves behind is whole."""
+    what_is_seen_from_outside(two_rounds)
     results = json.loads((two_rounds / "evaluate" / "results.json").read_text())["models"]
     golden = {name: cell["1"]["golden"] for name, cell in results.items()}
     assert golden["rft"]["low"] > golden["base"]["high"], golden

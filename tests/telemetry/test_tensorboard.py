@@ -30,6 +30,7 @@ def test_curves_config_and_tables_are_read_back(tmp_path: Path) -> None:
     assert table.tensor_proto.string_val[0].decode() == markdown(Table(COLUMNS, ROWS))
 
 
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated")
 def test_a_table_shows_text_as_it_is() -> None:
     from html import unescape
 
