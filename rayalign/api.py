@@ -1,13 +1,14 @@
 """The Python face: the same run as the command line's, with your own reward or rollout in the built-in one's place.
 
 Example:
-    from rayalign.api import train
 
-    def polite(prompts: list[str], responses: list[str]) -> list[float]:
-        return [float("thank you" in response) for response in responses]
+        from rayalign.api import train
 
-    run = train("configs/rft.yaml", overrides=["seed=1"], reward=polite)
-    print(run.summary["golden"], run.artifacts["irl/policy"])
+        def polite(prompts: list[str], responses: list[str]) -> list[float]:
+            return [float("thank you" in response) for response in responses]
+
+        run = train("configs/rft.yaml", overrides=["seed=1"], reward=polite)
+        print(run.summary["golden"], run.artifacts["irl/policy"])
 """
 
 from __future__ import annotations
