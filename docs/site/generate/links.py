@@ -20,6 +20,7 @@ TOP_PAGES = {
     "SECURITY.md": "project/security.md",
 }
 LINK = re.compile(r"(?<!\\)(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
+CODE = re.compile(r"(`[^`]+`)")
 FENCE = re.compile(r"^ {0,3}(```+|~~~+)")
 ITEM = re.compile(r"^( {0,3})([-*+]|\d+[.)]) ")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".toml": "toml", ".jinja": "jinja"}
@@ -56,13 +57,16 @@ def rewritten(markdown: str, uri: str, broken: Callable[[str], None]) -> str:
             target = posixpath.relpath(place_of(file), posixpath.dirname(uri) or ".")
         return f"{found[1]}{target}{anchor}{found[4]}"
 
-    return "\n".join(LINK.sub(moved, line) if prose else line for prose, line in _lines(markdown))
+    def outside_code(line: str) -> str:
+        return "".join(part if part.startswith("`") else LINK.sub(moved, part) for part in CODE.split(line))
+
+    return "\n".join(outside_code(line) if prose else line for prose, line in _lines(markdown))
 
 
 def linked_files(markdown: str, uri: str) -> Iterator[Path]:
     """Files and folders that a page links to and that have no page of their own."""
     for prose, line in _lines(markdown):
-        for found in LINK.finditer(line) if prose else ():
+        for found in LINK.finditer(CODE.sub("", line)) if prose else ():
             if not _is_elsewhere(found[2]):
                 file = _resolved(uri, found[2])
                 if file.exists() and file.is_relative_to(ROOT) and place_of(file).startswith("source/"):

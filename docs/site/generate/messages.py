@@ -12,7 +12,7 @@ from generate.markdown import plain
 from rayalign.errors import STOPPED_CODE
 
 GAP = "…"
-LEAST_LETTERS = 12  # of a message's own words; with fewer it only passes on another one
+LEAST_LETTERS = 8  # of a message's own words; with fewer it only passes on another one
 ROOT_ERROR, MENDED_BY_USER, STOPPED = "RayalignError", "UserError", "Stopped"
 INTRO = f"""# Messages
 
