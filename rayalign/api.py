@@ -2,13 +2,13 @@
 
 Example:
 
-        from rayalign.api import train
+    from rayalign.api import train
 
-        def polite(prompts: list[str], responses: list[str]) -> list[float]:
-            return [float("thank you" in response) for response in responses]
+    def polite(prompts: list[str], responses: list[str]) -> list[float]:
+        return [float("thank you" in response) for response in responses]
 
-        run = train("configs/rft.yaml", overrides=["seed=1"], reward=polite)
-        print(run.summary["golden"], run.artifacts["irl/policy"])
+    run = train("configs/rft.yaml", overrides=["seed=1"], reward=polite)
+    print(run.summary["golden"], run.artifacts["irl/policy"])
 """
 
 from __future__ import annotations

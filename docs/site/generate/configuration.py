@@ -88,11 +88,12 @@ def _target(reference: str) -> str:
 
 def _section(found: Reference, name: str, kind: str | None) -> str:
     schema, used = found.definitions[name], found.used_at[name]
-    heading = kind or (used[0] if len(used) == 1 else name)
+    alone = len(used) == 1 and [used] == [keys for keys in found.used_at.values() if keys == used]
+    heading = kind or (used[0] if alone else name)
     lines = [f"## {heading} {{ #{name.lower()} }}" if used else f"## All keys {{ #{name.lower()} }}"]
     about = schema.get("description", "").split("\n\n")
     lines += [prose(part) for part in about if part]
-    if kind is None and len(used) > 1:
+    if kind is None and used and not alone:
         lines.append(f"At {several([f'`{key}`' for key in used])}.")
     lines.append("\n".join(_table(found, name, schema)))
     return "\n\n".join(lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 INTRO = """# Python
 
-`rayalign.api` is what a program of your own calls ([guide](../extending.md)). The rest is for what it takes and gives: the
+`rayalign.api` is what a program of your own calls ([guide](../../extending.md)). The rest is for what it takes and gives: the
 Protocols that a worker of your own satisfies, the values that travel, the objectives. Everything else in the package may
 change without a word."""
 # Module or package -> what it is. A package stands for its modules.
@@ -27,8 +27,8 @@ def python_pages(package: Path) -> dict[str, str]:
     for path, about in SHOWN.items():
         for module in _modules(package, path):
             pages[f"python/{module}.md"] = f"# {module}\n\n::: {module}\n"
-            rows.append(f"| [{module}](python/{module}.md) | {about} |")
-    return {"python.md": "\n".join([INTRO, "", *rows, ""]), **pages}
+            rows.append(f"| [{module}]({module}.md) | {about} |")
+    return {"python/index.md": "\n".join([INTRO, "", *rows, ""]), **pages}
 
 
 def _modules(package: Path, path: str) -> list[str]:
