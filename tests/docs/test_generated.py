@@ -68,7 +68,7 @@ def test_types_bounds_and_defaults_are_told() -> None:
 
 
 def test_every_command_and_option_is_there() -> None:
-    from generate.commands import commands_page
+    from generate.commands import commands_page, walk
 
     page = commands_page()
     help_text = _parser().format_help()
@@ -78,7 +78,10 @@ def test_every_command_and_option_is_there() -> None:
         assert f"\n## rayalign {name}\n" in page
     assert "\n## rayalign control train\n" in page
     assert "| `--port PORT` | the port to listen on (8400); 0 takes a free one |" in page
-    assert "| `--suite {reward" in page and "**Required.**" in page
+    for name, command, _ in walk(_parser()):
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", command.format_help(), flags=re.MULTILINE)) - {"--help"}
+        assert options <= set(re.findall(r"^\| `(--[a-z-]+)", section, flags=re.MULTILINE)), name
     assert "stages.sft.optimizer.learning_rate=1e-4" in page and "143 asked to stop" in page
 
 

@@ -46,6 +46,7 @@ GROUPS = {
     "evaluate": "Evaluation and reports",
     "suites": "Evaluation and reports",
     "report": "Evaluation and reports",
+    "sharing": "Sharing models",
     "control": "Control",
 }
 OTHER, HAZARDS = "Elsewhere", "Hazards"
