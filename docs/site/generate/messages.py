@@ -14,7 +14,11 @@ from rayalign.errors import STOPPED_CODE
 GAP = "…"
 LEAST_LETTERS = 8  # of a message's own words; with fewer it only passes on another one
 ROOT_ERROR, MENDED_BY_USER, STOPPED = "RayalignError", "UserError", "Stopped"
-INTRO = f"""# Messages
+INTRO = f"""# Troubleshooting
+
+`rayalign doctor CONFIG` tells what is missing before anything starts. A run that goes on but goes wrong is told by the
+[alarms](../algorithms.md#alarms), and for each method under *What goes wrong* in its tutorial; lost workers, damaged
+checkpoints and numbers that are not finite in [checkpoints](../checkpoints.md). Here is the rest:
 
 Every message that rayalign's own code can end with, read from the source when this page was built. Look for a few words
 of yours: `{GAP}` stands for what differs from case to case (a key, a path, a number). A message says what is wrong, where,
