@@ -5,9 +5,11 @@ EXTRA ?=
 ARGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
+# (--quiet would make --strict see no warnings.)
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo check test clean
+.PHONY: help env demo check docs test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,10 +24,14 @@ env: ## make .venv, or refresh it if pyproject.toml or constraints/ changed
 demo: env ## a reward and a policy learned from demonstrations, on this machine, in minutes
 	@$(BIN)/rayalign demo $(ARGS)
 
-check: env ## style, layers and types (part of `make test`)
+check: env ## style, layers, types, and the documentation's links (part of `make test`)
 	@$(BIN)/ruff check .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/mypy
+	@$(SITE)
+
+docs: env ## the documentation, for a browser: build/site/index.html
+	@$(SITE)
 
 test: check ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=15 -n $(WORKERS) --dist loadfile $(ARGS)

@@ -1,6 +1,7 @@
 """The Python face: the same run as the command line's, with your own reward or rollout in the built-in one's place.
 
 Example:
+
     from rayalign.api import train
 
     def polite(prompts: list[str], responses: list[str]) -> list[float]:
