@@ -80,10 +80,9 @@ def _counts(outcomes: Iterable[Sequence[Outcome | None]]) -> dict[str, Any]:
 
 
 def _mean(rows: Iterable[Sequence[float | None]]) -> dict[str, Any]:
-    known = [[value for value in row if value is not None] for row in rows]
-    return bootstrap_interval(
-        np.array([sum(row) for row in known], np.float64), np.array([len(row) for row in known], np.float64)
-    ).as_dict()
+    """Of all that is known, with an interval over the questions: a question's turns are no independent values."""
+    known = [kept for row in rows if (kept := [value for value in row if value is not None])]
+    return bootstrap_interval([np.mean(row) for row in known], weights=[len(row) for row in known]).as_dict()
 
 
 def _in_order(categories: Mapping[str, str], grades: Iterable[str]) -> list[str]:

@@ -133,28 +133,6 @@ def proportion_interval(successes: int, num: int, confidence: float = 0.95) -> I
     return Interval(share, low, high, num)
 
 
-def bootstrap_interval(
-    sums: ArrayLike, counts: ArrayLike | None = None, confidence: float = 0.95, *, num: int = 10_000, seed: int = 0
-) -> Interval:
-    """The mean over groups [N] with its percentile interval from `num` resamples of the groups.
-
-    For values that are dependent within a group (the turns of a question): `sums` [N] are theirs and `counts` [N] how many
-    each group has (1 if unset); the mean is that of all values, and groups without any are left out. `num` in the result
-    counts the groups. From one group the ends are NaN; the same input gives the same output.
-    """
-    totals = _checked(sums, confidence)
-    weights = np.ones_like(totals) if counts is None else _checked(counts, confidence)
-    totals, weights = totals[weights > 0], weights[weights > 0]
-    if totals.size == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    mean = float(totals.sum() / weights.sum())
-    if totals.size < 2:
-        return Interval(mean, math.nan, math.nan, totals.size)
-    drawn = np.random.default_rng(seed).multinomial(totals.size, np.full(totals.size, 1 / totals.size), size=num)
-    low, high = np.quantile((drawn @ totals) / (drawn @ weights), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean, float(low), float(high), totals.size)
-
-
 def accuracy_interval(margins: ArrayLike, confidence: float = 0.95) -> Interval:
     """The share of margins [N] above 0, a tie counting half, with Wilson's interval on the rounded number."""
     values = np.asarray(margins, dtype=np.float64)
