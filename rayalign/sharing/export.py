@@ -22,8 +22,8 @@ from rayalign.sharing.measured import of_stages, of_suites
 from rayalign.sharing.reproduce import RECORD_FILE, check, record
 from rayalign.sharing.words import base_model, data_used, steps
 from rayalign.storage.aside import write_json, written_aside
+from rayalign.storage.evaluation import PACKAGES
 from rayalign.storage.run_folder import write_config
-from rayalign.suites.record import PACKAGES
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rayalign.report.results import Estimate
 from rayalign.sharing.found import SharedModel, SharedRun
-from rayalign.suites.record import EVALUATION_FILE, content_of, read_evaluation
+from rayalign.storage.evaluation import EVALUATION_FILE, content_of, read_evaluation
 
 MAX_ROWS = 60
 

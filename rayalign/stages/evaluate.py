@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rayalign.config.selection import EvaluateStage
+from rayalign.data.fingerprint import fingerprint
 from rayalign.errors import DataError
 from rayalign.evaluate.statistics import accuracy_interval, mean_interval
 from rayalign.stages.answerers import ByTemperature, answers, check_answerers
@@ -18,11 +19,15 @@ from rayalign.stages.groups import RewardGroup
 from rayalign.stages.inputs import load_preferences, load_prompts
 from rayalign.stages.scoring import every_score, scorer
 from rayalign.storage.aside import write_json, written_aside
+from rayalign.storage.evaluation import EVALUATION_FILE, STAGE_SUITE, packed, record
 from rayalign.types import Sequences, TokenizedPrompts
 
 
 def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
-    """Artifacts: `results.json` (estimates with 95% intervals) and `samples.jsonl` (every answer)."""
+    """Artifacts: `results.json` (estimates with 95% intervals) and `samples.jsonl` (every answer).
+
+    The results stand in the run's evaluation.json too, with the values of each prompt, by which runs are compared.
+    """
     source = stage.prompts or context.config.data.prompts
     if source is None:
         raise DataError(f"stage {stage.name} needs prompts: set its prompts, or data.prompts")
@@ -30,11 +35,16 @@ def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
     samples = _sample_all(context, stage, prompts)
     judge = scorer(context, stage.reward) if stage.reward else contextlib.nullcontext()
     with context.progress.stage(f"{stage.name}: scoring"), judge as reward:
-        results = _results(context, stage, samples, reward)
+        scores = _scores(samples, reward)
+        by_prompt: ByPrompt = {}
+        results = _results(context, stage, samples, reward, scores, by_prompt)
     folder = context.stage_folder(stage.name)
     with written_aside(folder / "samples.jsonl") as path:
-        path.write_text("".join(_lines(context, samples)), encoding="utf-8")
+        path.write_text("".join(_lines(context, samples, scores)), encoding="utf-8")
     write_json(folder / "results.json", results)
+    found = {"models": results["models"], "by_prompt": by_prompt}
+    data = {"path": source.path, "fingerprint": fingerprint(prompts), "num_rows": len(prompts)}
+    record(context.folder / EVALUATION_FILE, f"{STAGE_SUITE}{stage.name}", found, model=context.folder, data=data)
     rows = [
         (example["prompt"], name, answer, example.get("rewards", {}).get(name))
         for example in results["examples"]
@@ -45,6 +55,7 @@ def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
 
 Samples = dict[str, ByTemperature]  # by model
 Scores = dict[str, dict[float, np.ndarray]]  # by model and temperature, of every sample; empty without a reward
+ByPrompt = dict[str, dict[str, dict[str, str]]]  # by model, temperature and measure: a value for each prompt, packed
 
 
 def _sample_all(context: RunContext, stage: EvaluateStage, prompts: TokenizedPrompts) -> Samples:
@@ -57,20 +68,31 @@ def _sample_all(context: RunContext, stage: EvaluateStage, prompts: TokenizedPro
         }
 
 
-def _results(
-    context: RunContext, stage: EvaluateStage, samples: Samples, reward: RewardGroup | None
-) -> dict[str, Any]:
-    scores: Scores = {} if reward is None else {
+def _scores(samples: Samples, reward: RewardGroup | None) -> Scores:
+    if reward is None:
+        return {}
+    return {
         name: {temperature: every_score(reward, sequences) for temperature, sequences in by_t.items()}
         for name, by_t in samples.items()
     }
-    models = {
-        name: {
-            f"{temperature:g}": _cell(context, stage, sequences, scores[name][temperature] if scores else None)
-            for temperature, sequences in by_t.items()
-        }
-        for name, by_t in samples.items()
-    }
+
+
+def _results(
+    context: RunContext,
+    stage: EvaluateStage,
+    samples: Samples,
+    reward: RewardGroup | None,
+    scores: Scores,
+    by_prompt: ByPrompt,
+) -> dict[str, Any]:
+    """The content of results.json; the values of each prompt go to `by_prompt`."""
+    models: dict[str, Any] = {}
+    for name, by_t in samples.items():
+        models[name], by_prompt[name] = {}, {}
+        for temperature, sequences in by_t.items():
+            values = by_prompt[name][f"{temperature:g}"] = {}
+            own = scores[name][temperature] if scores else None
+            models[name][f"{temperature:g}"] = _cell(context, stage, sequences, own, values)
     results: dict[str, Any] = {"models": models}
     if stage.golden:
         results["expert"] = {"golden": golden_expert(stage.golden, context.folder)}
@@ -81,19 +103,25 @@ def _results(
 
 
 def _cell(
-    context: RunContext, stage: EvaluateStage, sequences: Sequences, scores: np.ndarray | None
+    context: RunContext, stage: EvaluateStage, sequences: Sequences, scores: np.ndarray | None, values: dict[str, str]
 ) -> dict[str, Any]:
-    """What one model's samples at one temperature are worth."""
+    """What one model's samples at one temperature are worth; the measures of each prompt go to `values`."""
+
+    def estimate(measure: str, each: np.ndarray) -> dict[str, Any]:
+        means = _by_prompt(each, sequences)
+        values[measure] = packed(means)
+        return mean_interval(means).as_dict()
+
     lengths = sequences.response_lengths.astype(float)
     cell: dict[str, Any] = {
-        "length": mean_interval(_by_prompt(lengths, sequences)).as_dict(),
+        "length": estimate("length", lengths),
         "ended_frac": float(sequences.ended.mean()),
     }
     if scores is not None:
-        cell["reward"] = mean_interval(_by_prompt(scores, sequences)).as_dict()
+        cell["reward"] = estimate("reward", scores)
     if stage.golden:
         golden = golden_scores(stage.golden, context.template(), sequences)
-        cell["golden"] = mean_interval(_by_prompt(golden, sequences)).as_dict()
+        cell["golden"] = estimate("golden", golden)
         cell |= golden_attributes(stage.golden, context.template(), sequences)
         if scores is not None and stage.num_per_prompt > 1:
             by_prompt = rank_accuracy(scores, golden, sequences.prompt_ids)
@@ -143,7 +171,7 @@ def _by_prompt(values: np.ndarray, sequences: Sequences) -> np.ndarray:
     return np.bincount(place, weights=values) / np.bincount(place)
 
 
-def _lines(context: RunContext, samples: Samples) -> list[str]:
+def _lines(context: RunContext, samples: Samples, scores: Scores) -> list[str]:
     template = context.template()
     return [
         json.dumps(
@@ -153,11 +181,14 @@ def _lines(context: RunContext, samples: Samples) -> list[str]:
                 "prompt": template.decode_prompt(prompt),
                 "response": template.decode_response(response),
                 "ended": bool(ended),
+                **({"reward": round(float(scores[name][temperature][row]), 6)} if scores else {}),
             },
             ensure_ascii=False,
         )
         + "\n"
         for name, by_t in samples.items()
         for temperature, sequences in by_t.items()
-        for prompt, response, ended in zip(sequences.prompts(), sequences.responses(), sequences.ended, strict=True)
+        for row, (prompt, response, ended) in enumerate(
+            zip(sequences.prompts(), sequences.responses(), sequences.ended, strict=True)
+        )
     ]

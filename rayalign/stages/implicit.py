@@ -99,6 +99,7 @@ class ImplicitGroups:
     def _write_reward(self, folder: Path) -> None:
         scale = self.stage.beta_of(self.stage.rounds - 1)
         write_log_ratio(folder / "reward", str(folder / "policy"), self.start, scale=scale)
+        self.context.template().save_tokenizer(folder / "reward")
 
 
 def run_implicit(context: RunContext, stage: ImplicitStage) -> None:

@@ -27,7 +27,7 @@ from rayalign.storage.remote import NotThere, Remote
 
 DONE = "done.json"  # in the folder of a stage that has finished
 # Of the run itself, that a resumed one goes on with.
-BESIDE = ("metrics.jsonl", "rounds.jsonl", "alarms.jsonl", "wandb_run_id", "mlflow_run_id")
+BESIDE = ("metrics.jsonl", "rounds.jsonl", "alarms.jsonl", "evaluation.json", "wandb_run_id", "mlflow_run_id")
 Signature = tuple[tuple[str, int, int, int], ...]  # of each file: name, bytes, when it was changed, inode
 
 

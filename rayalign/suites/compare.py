@@ -12,11 +12,12 @@ from rayalign.errors import UserError
 from rayalign.evaluate.reward_accuracy import RIGHT
 from rayalign.evaluate.statistics import paired_difference
 from rayalign.stages.checkpoints import differences
+from rayalign.storage.evaluation import EVALUATION_FILE, STAGE_SUITE, read_evaluation
 from rayalign.storage.run_folder import CONFIG_FILE
-from rayalign.suites import generation_table, harness_table, ifeval
+from rayalign.suites import generation_table, harness_table, ifeval, stage_table
 from rayalign.suites.mt_bench.tables import side_by_side
-from rayalign.suites.record import EVALUATION_FILE, read_evaluation
 
+Table = Callable[[dict[str, dict[str, Any]]], list[str]]  # of each place's evaluation, by its name
 WIDTH = 24
 OF_THE_NAME = ("name", "run_dir")  # differ between any two runs
 
@@ -26,20 +27,25 @@ def compare(places: Sequence[Path]) -> list[str]:
     if len(places) < 2:
         raise UserError("compare: give two places or more, each with an evaluation.json")
     found = {_name(place, places): _suites(place) for place in places}
-    common = [suite for suite in TABLES if all(suite in suites for suites in found.values())]
+    known = (suite for suite in next(iter(found.values())) if suite in TABLES or suite.startswith(STAGE_SUITE))
+    common = [suite for suite in known if all(suite in suites for suites in found.values())]
     if not common:
         told = "; ".join(f"{name} has {', '.join(suites)}" for name, suites in found.items())
         raise UserError(f"compare: no suite was run on all of them ({told}); run rayalign evaluate on each")
     lines: list[str] = []
     for suite in common:
         try:
-            lines += TABLES[suite]({name: suites[suite] for name, suites in found.items()})
+            lines += _table(suite)({name: suites[suite] for name, suites in found.items()})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"compare: an evaluation of suite {suite} is not whole ({type(error).__name__}: {error}); run rayalign "
                 "evaluate again on each"
             ) from None
     return lines + _configs(places)
+
+
+def _table(suite: str) -> Table:
+    return stage_table.comparison if suite.startswith(STAGE_SUITE) else TABLES[suite]
 
 
 def _suites(place: Path) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def _configs(places: Sequence[Path]) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {
+TABLES: dict[str, Table] = {
     "reward": _reward,
     "generation": generation_table.comparison,
     "mt-bench": side_by_side,

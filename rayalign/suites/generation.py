@@ -22,10 +22,10 @@ from rayalign.evaluate.statistics import bootstrap_interval, paired_bootstrap
 from rayalign.serving.saved import find_policy
 from rayalign.stages.best_of_n import best_of_curve
 from rayalign.storage.aside import check_writable, written_aside
+from rayalign.storage.evaluation import EVALUATION_FILE, content_of, packed, read_evaluation, record
 from rayalign.suites.answers import Answerer
 from rayalign.suites.judges import Answers, Judge, find_golden_judge, find_reward_judge
 from rayalign.suites.options import ModelOptions
-from rayalign.suites.record import EVALUATION_FILE, content_of, packed, read_evaluation, record
 from rayalign.types import Conversation
 
 SUITE = "generation"

@@ -16,11 +16,11 @@ from rayalign.evaluate.statistics import bootstrap_interval
 from rayalign.ports import SamplerSetup
 from rayalign.serving.saved import find_policy, max_length_of, num_threads, pin_threads, settings_of
 from rayalign.storage.aside import check_writable
+from rayalign.storage.evaluation import EVALUATION_FILE, packed, read_evaluation, record
 from rayalign.suites.answers import MAX_LENGTH
 from rayalign.suites.extras import need
 from rayalign.suites.harness_tasks import check_tasks, find_tasks
 from rayalign.suites.options import ModelOptions
-from rayalign.suites.record import EVALUATION_FILE, packed, read_evaluation, record
 
 SUITE = "lm-eval"
 FEWSHOT_SEED = 1234  # lm_eval's own: with another, the examples before a question are others, and so are the numbers

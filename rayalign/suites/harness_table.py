@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rayalign.evaluate.statistics import paired_bootstrap
+from rayalign.storage.evaluation import unpacked
 from rayalign.suites.columns import Row, difference, interval, side_by_side
-from rayalign.suites.record import unpacked
 
 NAME = 40
 

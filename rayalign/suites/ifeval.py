@@ -12,11 +12,11 @@ from rayalign.data.fingerprint import fingerprint
 from rayalign.evaluate.statistics import bootstrap_interval, paired_bootstrap, proportion_interval
 from rayalign.serving.saved import find_policy
 from rayalign.storage.aside import check_writable, written_aside
+from rayalign.storage.evaluation import EVALUATION_FILE, read_evaluation, record
 from rayalign.suites.answers import Answer, Answerer
 from rayalign.suites.columns import WIDTH, Row, difference, interval, side_by_side
 from rayalign.suites.instructions import Asked, followed, read_asked
 from rayalign.suites.options import ModelOptions
-from rayalign.suites.record import EVALUATION_FILE, read_evaluation, record
 
 SUITE = "ifeval"
 WAYS = ("strict", "loose")  # loose: also without first or last line, or asterisks, so an upper bound

@@ -14,8 +14,8 @@ from rayalign.errors import UserError
 from rayalign.planted.grammar import parse_prompt
 from rayalign.serving.saved import SavedReward, check_reward, find_reward
 from rayalign.stages.golden import GOLDEN, golden_expert
+from rayalign.storage.evaluation import content_of
 from rayalign.suites.answers import Answer
-from rayalign.suites.record import content_of
 from rayalign.types import Conversation, Demonstration, Ragged, Sequences
 
 Answers = Sequence[Sequence[Answer]]  # [P] prompts, [M] answers each

@@ -19,7 +19,7 @@ from rayalign.errors import DataError
 from rayalign.evaluate.reward_accuracy import ScoredPairs, reward_accuracy
 from rayalign.serving.saved import SavedReward, find_reward, pin_threads
 from rayalign.storage.aside import check_writable
-from rayalign.suites.record import EVALUATION_FILE, read_evaluation, record
+from rayalign.storage.evaluation import EVALUATION_FILE, read_evaluation, record
 
 SUITE = "reward"
 OTHERS = "all"  # the section of rows that name none

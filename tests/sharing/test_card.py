@@ -14,7 +14,7 @@ from rayalign.config.load import load_config
 from rayalign.errors import UserError
 from rayalign.sharing.card import Stated, text
 from rayalign.sharing.export import export
-from rayalign.suites.record import content_of
+from rayalign.storage.evaluation import content_of
 from tests.sharing.runs import EVALUATE, EXAMPLES, finish, make_run, record, save_policy
 
 

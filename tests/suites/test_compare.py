@@ -10,8 +10,9 @@ import pytest
 
 from rayalign.errors import UserError
 from rayalign.evaluate.reward_accuracy import ScoredPairs, reward_accuracy
+from rayalign.evaluate.statistics import mean_interval
+from rayalign.storage.evaluation import packed, record
 from rayalign.suites.compare import compare
-from rayalign.suites.record import record
 from tests.conftest import run_rayalign
 
 
@@ -85,3 +86,24 @@ def test_bad_places(tmp_path: Path) -> None:
     (tmp_path / "empty" / "evaluation.json").write_text(json.dumps({"suites": {"other": {}}}))
     with pytest.raises(UserError, match="no suite was run on all of them .*a has reward; empty has other"):
         compare([one, tmp_path / "empty"])
+
+
+def write_stage(folder: Path, golden: np.ndarray, fingerprint: str = "f" * 32) -> Path:
+    """What an `evaluate` stage of a run leaves in its evaluation.json."""
+    folder.mkdir()
+    cell = {"golden": mean_interval(golden).as_dict(), "length": mean_interval(golden).as_dict()}
+    results = {"models": {"rft": {"1": cell}}, "by_prompt": {"rft": {"1": {"golden": packed(golden)}}}}
+    data = {"path": "prompts.jsonl", "fingerprint": fingerprint, "num_rows": len(golden)}
+    record(folder / "evaluation.json", "stage:evaluate", results, model=folder, data=data)
+    return folder
+
+
+def test_evaluate_stages_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
+    golden = np.random.default_rng(0).random(300)
+    one, two = write_stage(tmp_path / "a", golden), write_stage(tmp_path / "b", golden + 0.1)
+    other = write_stage(tmp_path / "c", golden, fingerprint="0" * 32)
+    lines = compare([one, two, other])
+    assert lines[0].startswith("evaluate: 300 prompts of prompts.jsonl")
+    assert f"{golden.mean():.3f} (" in lines[2] and lines[2].strip().startswith("rft, golden reward, T=1")
+    assert "b minus a, prompt by prompt, of rft's golden reward at T = 1: +0.100 (95% interval +0.100 to +0.100)" in lines[3]
+    assert lines[4] == "  c was measured on other prompts, and so without a difference"

@@ -15,13 +15,13 @@ from rayalign.errors import DataError, UserError
 from rayalign.objectives.best_of import best_of_n_kl_bound
 from rayalign.planted.golden import golden_reward
 from rayalign.serving.saved import SavedReward
+from rayalign.storage.evaluation import packed, unpacked
 from rayalign.suites import generation_table
 from rayalign.suites.answers import Answer
 from rayalign.suites.compare import compare
 from rayalign.suites.generation import Generation, evaluate_generation
 from rayalign.suites.judges import RewardJudge
 from rayalign.suites.options import ModelOptions
-from rayalign.suites.record import packed, unpacked
 from rayalign.types import Message
 from tests.conftest import run_rayalign
 from tests.serving.test_saved import save_reward

@@ -12,11 +12,11 @@ import pytest
 from rayalign.config.data import DataSource
 from rayalign.errors import DataError, UserError
 from rayalign.evaluate.statistics import proportion_interval
+from rayalign.storage.evaluation import record
 from rayalign.suites import ifeval
 from rayalign.suites.compare import compare
 from rayalign.suites.ifeval import accuracies, evaluate_ifeval
 from rayalign.suites.instructions import followed, read_asked
-from rayalign.suites.record import record
 from tests.conftest import run_rayalign
 from tests.suites.policies import save_policy
 from tests.suites.test_reward import write_rows

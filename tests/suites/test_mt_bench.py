@@ -24,6 +24,7 @@ import torch
 
 from rayalign.cli import main
 from rayalign.errors import DataError, UserError
+from rayalign.storage.evaluation import content_of
 from rayalign.suites import judge as judge_module
 from rayalign.suites.compare import compare
 from rayalign.suites.judge import JudgeDown, JudgeOptions
@@ -32,7 +33,6 @@ from rayalign.suites.mt_bench.questions import read_questions
 from rayalign.suites.mt_bench.suite import Bench, evaluate_mt_bench
 from rayalign.suites.mt_bench.tables import table
 from rayalign.suites.options import ModelOptions
-from rayalign.suites.record import content_of
 from rayalign.types import Message
 from tests.conftest import one_thread, run_rayalign
 from tests.models.tiny import load_plain

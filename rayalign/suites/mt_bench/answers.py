@@ -13,10 +13,10 @@ from rayalign.data.fingerprint import fingerprint
 from rayalign.serving.saved import find_policy
 from rayalign.storage.aside import written_aside
 from rayalign.storage.checkpoints import file_hash
+from rayalign.storage.evaluation import content_of, version_of
 from rayalign.suites.answers import Answerer
 from rayalign.suites.mt_bench.questions import NUM_TURNS, Question
 from rayalign.suites.options import ModelOptions
-from rayalign.suites.record import content_of, version_of
 
 BESIDE = ("tokenizer*", "chat_template*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
 

@@ -13,12 +13,12 @@ from rayalign.evaluate.mt_bench import grades_summary, pairs_summary
 from rayalign.evaluate.statistics import mean_interval
 from rayalign.serving.saved import find_policy
 from rayalign.storage.aside import check_writable
+from rayalign.storage.evaluation import EVALUATION_FILE, content_of, read_evaluation, record
 from rayalign.suites.judge import Judge, JudgeOptions
 from rayalign.suites.mt_bench.answers import Answered, Drawing, answered
 from rayalign.suites.mt_bench.judgements import Item, Judgement, Store, judged
 from rayalign.suites.mt_bench.prompts import pair_messages, single_messages
 from rayalign.suites.mt_bench.questions import TEMPERATURES, WITH_REFERENCE, Question
-from rayalign.suites.record import EVALUATION_FILE, content_of, read_evaluation, record
 
 SUITE = "mt-bench"
 TURNS = (1, 2)

