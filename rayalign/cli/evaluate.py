@@ -12,9 +12,10 @@ from rayalign.cli.suites import Suite
 from rayalign.cli.suites.generation import GENERATION
 from rayalign.cli.suites.ifeval import IFEVAL
 from rayalign.cli.suites.lm_eval import LM_EVAL
+from rayalign.cli.suites.mt_bench import MT_BENCH
 from rayalign.cli.suites.reward import REWARD
 
-SUITES = {suite.name: suite for suite in (REWARD, GENERATION, IFEVAL, LM_EVAL)}
+SUITES = {suite.name: suite for suite in (REWARD, GENERATION, MT_BENCH, IFEVAL, LM_EVAL)}
 
 
 def add_evaluate(commands: argparse._SubParsersAction[Parser]) -> None:

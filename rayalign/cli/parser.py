@@ -64,7 +64,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 def add_engine_options(command: argparse.ArgumentParser) -> None:
     """How a saved language model is loaded to answer; `model_options` reads them."""
     add_model_options(command)
-    command.add_argument("--max-length", type=count, metavar="N", help="tokens of prompt and answer (8192 at most)")
+    command.add_argument("--max-length", type=count, metavar="N", help="of prompt and answer (the model's, up to 8192)")
     command.add_argument("--tensor-parallel", type=count, default=1, metavar="N", help="GPUs that share the model (1)")
     command.add_argument("--gpu-memory-frac", type=share, default=0.85, metavar="X", help="of a GPU, for vLLM (0.85)")
     command.add_argument("--kv-cache-gib", type=positive, default=0.5, metavar="X", help="vLLM's cache without a GPU (0.5)")
@@ -92,11 +92,26 @@ def count(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
 def positive(text: str) -> float:
     """A number above 0, for argparse."""
     value = _number(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A number of at least 0, for argparse."""
+    value = _number(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return value
 
 

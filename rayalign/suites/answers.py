@@ -159,8 +159,12 @@ class Answerer:
 
     def close(self) -> None:
         """Ends the engine and frees its memory, so that another may start."""
+        import torch
+
         self._sampler.close()
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the next engine counts what is free
 
     def __enter__(self) -> Answerer:
         return self

@@ -14,6 +14,7 @@ from rayalign.evaluate.statistics import paired_difference
 from rayalign.stages.checkpoints import differences
 from rayalign.storage.run_folder import CONFIG_FILE
 from rayalign.suites import generation_table, harness_table, ifeval
+from rayalign.suites.mt_bench.tables import side_by_side
 from rayalign.suites.record import EVALUATION_FILE, read_evaluation
 
 WIDTH = 24
@@ -46,7 +47,7 @@ def _suites(place: Path) -> dict[str, Any]:
     file = file / EVALUATION_FILE if file.is_dir() else file
     suites: dict[str, Any] = read_evaluation(file)["suites"]
     if not suites:
-        raise UserError(f"{place}: holds no evaluation; run rayalign evaluate {place} --suite reward --pairs FILE")
+        raise UserError(f"{place}: holds no evaluation; run rayalign evaluate {place} --suite NAME")
     return suites
 
 
@@ -108,6 +109,7 @@ def _configs(places: Sequence[Path]) -> list[str]:
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {
     "reward": _reward,
     "generation": generation_table.comparison,
+    "mt-bench": side_by_side,
     "ifeval": ifeval.comparison,
     "lm-eval": harness_table.comparison,
 }

@@ -34,7 +34,7 @@ def record(file: Path, suite: str, results: dict[str, Any], *, model: Path, data
         "results": results,
         "command": ["rayalign", *sys.argv[1:]],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in PACKAGES if (version := version_of(name))},
         "model": {"path": str(model), "content": content_of(model)},
         "data": data,
     }
@@ -70,7 +70,8 @@ def unpacked(text: str) -> np.ndarray:
     return np.array([float(word) for word in text.split()], dtype=np.float64)
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """The version of an installed package; None where it is not there."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

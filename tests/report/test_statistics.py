@@ -10,6 +10,7 @@ import pytest
 from rayalign.evaluate.statistics import (
     Interval,
     accuracy_interval,
+    bootstrap_interval,
     mean_interval,
     paired_difference,
     proportion_interval,
@@ -134,3 +135,18 @@ def test_bad_arguments_say_so():
 def test_an_accuracy_counts_ties_as_halves() -> None:
     assert accuracy_interval([3.0, 0.0, -1.0, 0.5]).as_dict() == proportion_interval(2, 4).as_dict()  # 2.5, rounded to even
     assert accuracy_interval([]).as_dict() == proportion_interval(0, 0).as_dict()
+
+
+def test_bootstrap_is_of_groups() -> None:
+    """Near the t interval for many groups; two equal values a group are no more evidence than one; empty groups are none."""
+    values = np.random.default_rng(0).normal(5.0, 2.0, size=400)
+    found, exact = bootstrap_interval(values), mean_interval(values)
+    assert found.mean == pytest.approx(exact.mean) and found.num == 400
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.03)
+    assert bootstrap_interval(2 * values, np.full(400, 2)) == found
+    with_empty = bootstrap_interval(np.append(values, [0.0, 0.0]), np.append(np.ones(400), [0, 0]))
+    assert with_empty == found
+    uneven = bootstrap_interval([10.0, 3.0], [2, 1])
+    assert uneven.mean == pytest.approx(13 / 3) and (uneven.low, uneven.high) == (3.0, 5.0)
+    assert bootstrap_interval([7.0]).mean == 7.0 and math.isnan(bootstrap_interval([7.0]).low)
+    assert bootstrap_interval([], []).num == 0 and math.isnan(bootstrap_interval([0.0], [0]).mean)
