@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from rayalign.evaluate.statistics import bootstrap_interval
 
 Grades = tuple[float | None, ...]  # of one question, by turn
@@ -81,8 +79,8 @@ def _counts(outcomes: Iterable[Sequence[Outcome | None]]) -> dict[str, Any]:
 
 def _mean(rows: Iterable[Sequence[float | None]]) -> dict[str, Any]:
     """Of all that is known, with an interval over the questions: a question's turns are no independent values."""
-    known = [kept for row in rows if (kept := [value for value in row if value is not None])]
-    return bootstrap_interval([np.mean(row) for row in known], weights=[len(row) for row in known]).as_dict()
+    known = [[value for value in row if value is not None] for row in rows]
+    return bootstrap_interval([sum(row) for row in known], [len(row) for row in known]).as_dict()
 
 
 def _in_order(categories: Mapping[str, str], grades: Iterable[str]) -> list[str]:

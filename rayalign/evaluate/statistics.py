@@ -68,53 +68,56 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
 
 
 def bootstrap_interval(
-    values: ArrayLike,
+    sums: ArrayLike,
+    counts: ArrayLike | None = None,
     confidence: float = 0.95,
     *,
+    num: int = RESAMPLES,
     seed: int = 0,
-    weights: ArrayLike | None = None,
-    num_resamples: int = RESAMPLES,
 ) -> Interval:
-    """The mean of values [N] with the percentile bootstrap's interval; the same seed gives the same interval.
+    """The mean over groups [N] with its percentile interval from `num` resamples of the groups.
 
-    The values must be independent (average a prompt's samples first). With weights [N] it is their weighted mean, and a
-    value is drawn with its weight: for the share of instructions followed, where a prompt has several. Equal values give
-    an interval without width. Raises ValueError for weights that are negative, or as many as none.
+    For values that are dependent within a group (the turns of a question, the instructions of a prompt): `sums` [N] are
+    theirs and `counts` [N] how many each group has (1 if unset); the mean is that of all values, and groups without any
+    are left out. `num` in the result counts the groups. From one group the ends are NaN; equal groups give an interval
+    without width; the same input and seed give the same output. Raises ValueError for counts that are not as many.
     """
-    x = _checked(values, confidence)
-    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
-    if w.shape != x.shape or (w < 0).any() or (x.size and not w.sum() > 0):
-        raise ValueError(f"needs a weight of at least 0 for each of {x.size} values, and one above 0")
-    if x.size < 2:
-        return Interval(float(x[0]) if x.size else math.nan, math.nan, math.nan, x.size)
-    base = float(x[0])  # equal values then leave no rounding behind
-    above = x - base
-    mean = base + float((w * above).sum() / w.sum())
-    drawn = _resampled(above, w, np.random.default_rng(seed), num_resamples)
+    totals = _checked(sums, confidence)
+    weights = np.ones_like(totals) if counts is None else _checked(counts, confidence)
+    if weights.shape != totals.shape or (weights < 0).any():
+        raise ValueError(f"needs a count of at least 0 for each of {totals.size} groups")
+    totals, weights = totals[weights > 0], weights[weights > 0]
+    if totals.size == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    base = float(totals[0] / weights[0])  # equal groups then leave no rounding behind
+    above = totals - base * weights
+    mean = base + float(above.sum() / weights.sum())
+    if totals.size < 2:
+        return Interval(mean, math.nan, math.nan, totals.size)
+    drawn = _resampled(above, weights, np.random.default_rng(seed), num)
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean, base + float(low), base + float(high), x.size)
+    return Interval(mean, base + float(low), base + float(high), totals.size)
 
 
 def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, confidence: float = 0.95, *, seed: int = 0, num_resamples: int = RESAMPLES
+    a: ArrayLike, b: ArrayLike, confidence: float = 0.95, *, num: int = RESAMPLES, seed: int = 0
 ) -> PairedDifference:
     """a minus b, pair by pair, with the bootstrap's interval: what two policies have in common on a prompt cancels."""
     x, y = _checked(a, confidence), _checked(b, confidence)
     if len(x) != len(y):
         raise ValueError(f"pairs need two lists of one length, got {len(x)} and {len(y)} values")
     differences = x - y
-    interval = bootstrap_interval(differences, confidence, seed=seed, num_resamples=num_resamples)
+    interval = bootstrap_interval(differences, None, confidence, num=num, seed=seed)
     return PairedDifference(interval, tuple(differences.tolist()))
 
 
-def _resampled(values: np.ndarray, weights: np.ndarray, random: np.random.Generator, num: int) -> np.ndarray:
-    """[num] weighted means, each of N that are drawn with replacement; a draw without any weight is left out."""
-    step = max(1, _AT_ONCE // len(values))
+def _resampled(sums: np.ndarray, counts: np.ndarray, random: np.random.Generator, num: int) -> np.ndarray:
+    """[num] means of all values, of N groups each that are drawn with replacement."""
+    step = max(1, _AT_ONCE // len(sums))
     parts = []
     for start in range(0, num, step):
-        rows = random.integers(len(values), size=(min(step, num - start), len(values)))
-        total = weights[rows].sum(axis=1)
-        parts.append((weights * values)[rows].sum(axis=1)[total > 0] / total[total > 0])
+        rows = random.integers(len(sums), size=(min(step, num - start), len(sums)))
+        parts.append(sums[rows].sum(axis=1) / counts[rows].sum(axis=1))
     return np.concatenate(parts)
 
 

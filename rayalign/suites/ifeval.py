@@ -84,10 +84,7 @@ def accuracies(asked: Sequence[Asked], marks: Marks) -> dict[str, Any]:
 
 
 def _of_instructions(rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    counted = [row for row in rows if row]
-    return bootstrap_interval(
-        [sum(row) / len(row) for row in counted], weights=[len(row) for row in counted]
-    ).as_dict()
+    return bootstrap_interval([sum(row) for row in rows], [len(row) for row in rows]).as_dict()
 
 
 def _only(family: str, asked: Sequence[Asked], rows: Sequence[Sequence[bool]]) -> list[list[bool]]:

@@ -15,7 +15,7 @@ def test_it_is_the_interval_of_every_resample() -> None:
     """Of four values all 4^4 resamples can be listed: the quantiles of those means are the interval."""
     values = np.array([0.0, 1.0, 10.0, 100.0])
     every = np.array([np.mean(drawn) for drawn in itertools.product(values, repeat=4)])
-    found = bootstrap_interval(values, num_resamples=200_000)
+    found = bootstrap_interval(values, num=200_000)
     assert found.mean == pytest.approx(27.75)
     for told, share in ((found.low, 0.025), (found.high, 0.975)):
         assert np.quantile(every, share - 0.005) <= told <= np.quantile(every, share + 0.005)
@@ -36,7 +36,7 @@ def test_on_normal_data_it_is_close_to_t(num: int) -> None:
 def test_it_covers_as_often_as_it_says() -> None:
     """Of skewed values too, such as rewards are."""
     rng = np.random.default_rng(0)
-    intervals = [bootstrap_interval(rng.exponential(1.0, 100), seed=k, num_resamples=500) for k in range(400)]
+    intervals = [bootstrap_interval(rng.exponential(1.0, 100), seed=k, num=500) for k in range(400)]
     assert 0.90 <= np.mean([one.low <= 1.0 <= one.high for one in intervals]) <= 0.98
 
 
@@ -68,21 +68,20 @@ def test_what_two_have_in_common_cancels() -> None:
     assert other.difference.mean == pytest.approx(-one.difference.mean, abs=1e-12)
 
 
-def test_weights_are_those_of_whole_prompts() -> None:
-    """Shares of instructions, weighted by how many a prompt has: the mean is that of all instructions."""
+def test_values_of_a_prompt_are_drawn_together() -> None:
+    """Instructions of prompts that have several: the mean is that of all instructions."""
     right, counts = np.array([1, 0, 3, 2, 2]), np.array([1, 2, 3, 2, 3])
-    found = bootstrap_interval(right / counts, weights=counts, num_resamples=2000)
+    found = bootstrap_interval(right, counts, num=2000)
     assert found.mean == pytest.approx(8 / 11) and 0 <= found.low < found.mean < found.high <= 1
-    even = bootstrap_interval(right / counts, weights=np.full(5, 3.0))
-    plain = bootstrap_interval(right / counts)
-    assert (even.mean, even.low, even.high) == pytest.approx((plain.mean, plain.low, plain.high), abs=1e-12)
-    rare = bootstrap_interval([0.0, 1.0, 1.0, 0.0], weights=[1, 1, 0, 0])  # a family that two of the prompts have
-    assert rare.mean == 0.5 and (rare.low, rare.high) == (0.0, 1.0)
+    rare = bootstrap_interval([0, 1, 0, 0], [1, 1, 0, 0])  # a family that two of the prompts have
+    assert rare.mean == 0.5 and (rare.low, rare.high, rare.num) == (0.0, 1.0, 2)
+    every = bootstrap_interval([3, 2, 1], [3, 2, 1])
+    assert (every.mean, every.low, every.high) == (1.0, 1.0, 1.0)
 
 
 def test_many_prompts_are_drawn_in_parts() -> None:
     values = np.random.default_rng(0).normal(size=20_000)
-    found, expected = bootstrap_interval(values, num_resamples=1000), mean_interval(values)
+    found, expected = bootstrap_interval(values, num=1000), mean_interval(values)
     assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.1)
 
 
@@ -90,9 +89,9 @@ def test_few_values_and_bad_ones() -> None:
     one, none = bootstrap_interval([2.0]), bootstrap_interval([])
     assert one.mean == 2.0 and math.isnan(one.low) and one.as_dict()["high"] is None
     assert none.num == 0 and math.isnan(none.mean)
-    for weights in ([1.0], [1.0, -1.0], [0.0, 0.0]):
-        with pytest.raises(ValueError, match="needs a weight"):
-            bootstrap_interval([1.0, 2.0], weights=weights)
+    for counts in ([1.0], [1.0, -1.0]):
+        with pytest.raises(ValueError, match="needs a count"):
+            bootstrap_interval([1.0, 2.0], counts)
     with pytest.raises(ValueError, match="two lists of one length"):
         paired_bootstrap([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="confidence"):
