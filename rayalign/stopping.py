@@ -11,6 +11,14 @@ from types import FrameType
 
 from rayalign.errors import Stopped
 
+_given_up: list[str] = []  # why, from the moment that it is raised
+
+
+def raise_if_given_up() -> None:
+    """Raises Stopped once more where it was raised already: in the midst of Ray's code it comes out as an error of Ray's."""
+    if _given_up:
+        raise Stopped(_given_up[0])
+
 
 @contextlib.contextmanager
 def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
@@ -31,10 +39,11 @@ def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, grace_s)
 
     def give_up(signum: int, frame: FrameType | None) -> None:
-        raise Stopped(
+        _given_up[:] = [
             f"asked to stop, and {grace_s:g} s (checkpoints.grace_s) were too few for the step in progress to end and be "
             "written; a next start goes on from the last checkpoint"
-        )
+        ]
+        raise_if_given_up()
 
     before = {kind: signal.signal(kind, handler) for kind, handler in ((signal.SIGTERM, ask), (signal.SIGALRM, give_up))}
     try:
@@ -43,4 +52,5 @@ def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for kind, handler in before.items():
             signal.signal(kind, handler)
+        _given_up.clear()
         stop_file.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from rayalign.errors import CallFailed, RayalignError, UserError, WorkerLost, is_disk_full
+from rayalign.stopping import raise_if_given_up
 
 
 def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> list[Any]:
@@ -18,7 +19,11 @@ def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> lis
     except GetTimeoutError:
         raise WorkerLost(f"{what}: no answer within {deadline_s:g} s (placement.deadlines)") from None
     except RayError as error:
+        raise_if_given_up()
         raise failure(error, what) from error
+    except SystemError as error:  # of a signal's handler that raised while Ray's compiled code made an object
+        raise_if_given_up()
+        raise error.__cause__ or error from None
 
 
 def failure(error: BaseException, what: str) -> RayalignError:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import ray
 
+from rayalign.actors.deadline import fetch
 from rayalign.actors.fleet import RayFleet
 from rayalign.config.placement import PlacementConfig
-from rayalign.errors import UserError, WorkerLost
+from rayalign.errors import CallFailed, Stopped, UserError, WorkerLost
+from rayalign.stopping import stop_on_sigterm
 
 CALL_S = 6.0
 PLACEMENT = {"policy": {"workers": 2}, "deadlines": {"start_s": 120, "call_s": CALL_S}}
@@ -78,3 +80,31 @@ def test_the_next_ones_have_their_room(two_cores: None) -> None:
     reports: list[str] = []
     RayFleet(PlacementConfig.model_validate(PLACEMENT)).run_ranks(reports_then_fails, "works", reports.append)
     assert reports == ["first", "second"]
+
+
+class _Signals:
+    """Sends its reader SIGTERM in the midst of being read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _terminated, ()
+
+
+def _terminated() -> str:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return "read"
+
+
+def test_a_stop_that_falls_into_rays_code_is_a_stop(two_cores: None, tmp_path: Path) -> None:
+    """Ray takes what a signal's handler raises there for a fault of its own, and that for a lost worker."""
+    ref = ray.put(_Signals())
+    with stop_on_sigterm(tmp_path / "stop", grace_s=60):
+        assert fetch([ref], deadline_s=30, what="a call") == ["read"]  # the first one asks
+        with pytest.raises(Stopped, match="asked to stop, and 60 s"):
+            fetch([ref], deadline_s=30, what="a call")
+    with stop_on_sigterm(tmp_path / "stop", grace_s=60), pytest.raises(CallFailed, match="a call: ValueError: no"):
+        fetch([_fails.remote()], deadline_s=60, what="a call")  # what was asked earlier is forgotten
+
+
+@ray.remote
+def _fails() -> None:
+    raise ValueError("no")
