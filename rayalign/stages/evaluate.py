@@ -42,7 +42,7 @@ def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
     with written_aside(folder / "samples.jsonl") as path:
         path.write_text("".join(_lines(context, samples, scores)), encoding="utf-8")
     write_json(folder / "results.json", results)
-    found = {"models": results["models"], "by_prompt": by_prompt}
+    found = {"models": results["models"], "by_prompt": by_prompt, "seed": context.config.seed}
     data = {"path": source.path, "fingerprint": fingerprint(prompts), "num_rows": len(prompts)}
     record(context.folder / EVALUATION_FILE, f"{STAGE_SUITE}{stage.name}", found, model=context.folder, data=data)
     rows = [
