@@ -19,7 +19,7 @@ from rayalign.storage.aside import check_writable
 from rayalign.storage.evaluation import EVALUATION_FILE, packed, read_evaluation, record
 from rayalign.suites.answers import MAX_LENGTH
 from rayalign.suites.extras import need
-from rayalign.suites.harness_tasks import check_tasks, find_tasks
+from rayalign.suites.harness_tasks import check_names, check_tasks, find_tasks
 from rayalign.suites.options import ModelOptions
 
 SUITE = "lm-eval"
@@ -63,6 +63,7 @@ def evaluate_harness(
     read_evaluation(file)
     template = _template(folder, settings, options)
     manager = find_tasks(settings.tasks, settings.include_path)
+    check_names(manager, settings.tasks)
     check_tasks(manager, settings.tasks)  # their data too, before the model is loaded
     pin_threads(options.threads)
     with _model(folder, template, settings, options) as model:

@@ -14,13 +14,23 @@ from rayalign.errors import UserError
 
 
 def find_tasks(names: Sequence[str], include_path: Path | None) -> Any:
-    """lm_eval's manager, which knows them all. Raises UserError for a folder that is not there and an unknown name."""
+    """lm_eval's manager, which knows them by name. Raises UserError for a folder that is not there, or not of tasks."""
     if include_path is not None and not include_path.expanduser().is_dir():
         raise UserError(f"--include-path {include_path}: no such folder; give one that holds tasks as YAML")
     from lm_eval.tasks import TaskManager
 
     with task_errors(f"--include-path {include_path}"):
-        manager = TaskManager(include_path=str(include_path.expanduser()) if include_path else None)
+        own = str(include_path.expanduser()) if include_path else None
+        if own is not None:
+            # lm_eval's own are thousands of files, which take longer to read than many a task to run.
+            manager = TaskManager(include_path=own, include_defaults=False)
+            if all(_is_whole(manager, name) for name in names):
+                return manager
+        return TaskManager(include_path=own)
+
+
+def check_names(manager: Any, names: Sequence[str]) -> None:
+    """Raises UserError for a task, group or tag that is not there, with those that are called nearly so."""
     known = set(manager.all_tasks)
     for name in names:
         if name not in known:
@@ -28,7 +38,15 @@ def find_tasks(names: Sequence[str], include_path: Path | None) -> Any:
             told = f"; near it are {', '.join(near)}" if near else ""
             listed = "`lm-eval ls tasks` lists them"
             raise UserError(f"--tasks {name}: lm_eval has no task, group or tag of that name{told}; {listed}")
-    return manager
+
+
+def _is_whole(manager: Any, name: object) -> bool:
+    """Whether a task, or a group with all of its members, is among those that a manager knows."""
+    entry = manager.task_index.get(name) if isinstance(name, str) else None
+    if entry is None:
+        return False
+    members = (entry.cfg or {}).get("task") if name in manager.all_groups else None
+    return all(_is_whole(manager, member) for member in members) if isinstance(members, list) else True
 
 
 def check_tasks(manager: Any, names: Sequence[str]) -> None:

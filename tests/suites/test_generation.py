@@ -122,7 +122,7 @@ def test_two_evaluations_are_paired_by_prompt(evaluated: tuple[Path, str]) -> No
     results["judges"]["reward"]["content"] = {}
     file.write_text(json.dumps(saved))
     assert "other: judged by another reward, and so without a difference" in compare([run, other])[-1]
-    results["scores"]["reward"] = None
+    results["answers"] = {}
     file.write_text(json.dumps(saved))
     with pytest.raises(UserError, match="an evaluation of suite generation is not whole"):
         compare([other, run])

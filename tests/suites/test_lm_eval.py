@@ -18,6 +18,7 @@ from rayalign.storage.evaluation import record, unpacked
 from rayalign.suites.compare import compare
 from rayalign.suites.harness import Harness, evaluate_harness, summary
 from rayalign.suites.harness_table import table
+from rayalign.suites.harness_tasks import check_names, check_tasks, find_tasks
 from rayalign.suites.options import ModelOptions
 from tests.conftest import REPOSITORY, run_rayalign
 from tests.models.tiny import load_plain
@@ -40,6 +41,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     yield
 
@@ -52,7 +54,7 @@ def likelihoods(folder: Path, row: dict[str, Any]) -> list[float]:
     found = []
     for choice in row["choices"]:
         before, whole = (tokenizer(text)["input_ids"] for text in (row["question"], f"{row['question']} {choice}"))
-        table = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+        table = model(input_ids=torch.tensor([whole])).logits[0].detach().log_softmax(-1)
         found.append(sum(float(table[at - 1, whole[at]]) for at in range(len(before), len(whole))))
     return found
 
@@ -146,17 +148,20 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place, tasks, path, words in [
         (tmp_path / "nowhere", "tiny", TASKS, "no such folder"),
         (tmp_path / "reward", "tiny", TASKS, "a reward, and no language model"),
-        (policy, "tiny_chois", TASKS, "--tasks tiny_chois: lm_eval has no task.*near it are tiny_choice"),
         (policy, "tiny", tmp_path / "none", "--include-path .*none: no such folder"),
         (policy, "column", own, "--tasks column: cannot be run .*asked"),
         (policy, "data", own, "--tasks data: cannot be run .*nowhere.jsonl.*hub"),
         (policy, "hub", own, "--tasks hub: cannot be run .*nobody/nothing.*has to be in reach"),
-        (policy, "leaderboard_musr", None, "--tasks leaderboard_musr: cannot be run .*the Hugging Face hub, that has"),
         (policy, "code", own, "--tasks code: code runs the code that a policy writes"),
     ]:
         with pytest.raises(UserError, match=words) as error:
             evaluate_harness(place, Harness((tasks,), path), OPTIONS)
         assert "\n" not in str(error.value)
+    manager = find_tasks(["leaderboard_musr"], TASKS)  # lm_eval's own tasks beside those of the folder
+    with pytest.raises(UserError, match="--tasks tiny_chois: lm_eval has no task.*near it are tiny_choice"):
+        check_names(manager, ["leaderboard", "tiny", "tiny_chois"])
+    with pytest.raises(UserError, match="--tasks leaderboard_musr: cannot be run .*the Hugging Face hub, that has"):
+        check_tasks(manager, ["leaderboard_musr"])
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "lm_eval", None)
         with pytest.raises(UserError, match=r"suite lm-eval needs lm_eval, not.*pip install 'rayalign\[evals\]'"):
