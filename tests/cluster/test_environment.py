@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 CPU_STEPS = [
     "install torch==2.13.0+cpu",
-    "install -c constraints/cpu.txt -e .[cpu,control,dev]",
+    "install -c constraints/cpu.txt -e .[cpu,control,evals,dev]",
     "uninstall -y torchvision torchaudio torchcodec",
 ]
 
@@ -103,7 +104,7 @@ def test_a_failed_install_shows_its_log_and_is_taken_up_again(checkout: Checkout
     checkout.env()
     with (checkout.root / "pyproject.toml").open("a") as file:
         file.write("\n# changed\n")
-    (checkout.root / "fail").write_text("-e .[cpu,control,dev]")
+    (checkout.root / "fail").write_text("-e .[cpu,control,evals,dev]")
     status, said, _ = checkout.env()
     assert status != 0
     assert "ERROR: no such thing" in said
@@ -118,7 +119,7 @@ def test_a_gpu_is_noticed_and_gets_an_environment_of_its_own(checkout: Checkout)
     (checkout.root / ".venv" / "left-over").touch()
     checkout.write("nvidia-smi", "#!/bin/sh\necho 'GPU 0: a card (UUID: GPU-1)'\n")
     status, said, asked = checkout.env(extra="")
-    assert (status, asked) == (0, ["install -e .[gpu,control,dev]"])
+    assert (status, asked) == (0, ["install -e .[gpu,control,evals,dev]"])
     assert "making it anew" in said
     assert not (checkout.root / ".venv" / "left-over").exists()
     assert checkout.env(extra="")[2] == []
@@ -152,7 +153,7 @@ def test_what_the_user_can_mend_is_one_line(checkout: Checkout, python: str, ext
     assert len(lines) == 1 and sentence in lines[0]
 
 
-@pytest.mark.parametrize("target", ["help", "env", "demo", "check", "test", "clean"])
+@pytest.mark.parametrize("target", ["help", "env", "demo", "check", "docs", "test", "clean"])
 def test_every_target_parses(target: str) -> None:
     done = subprocess.run(["make", "-n", target, "ARGS=-k x"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -160,12 +161,14 @@ def test_every_target_parses(target: str) -> None:
 
 def test_constraints_hold_a_version_that_fits_for_every_direct_dependency() -> None:
     lines = (ROOT / "constraints" / "cpu.txt").read_text().splitlines()
-    pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pairs}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["cpu"], *extras["control"], *extras["dev"]]:
+    installed = [text for extra, texts in extras.items() if extra != "gpu" for text in texts]
+    for text in [*project["dependencies"], *installed]:
         requirement = Requirement(text)
-        version = pins[requirement.name.lower()]
+        version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(Version(version)), f"{text} against {version}"
 
 
@@ -173,12 +176,12 @@ def test_what_the_package_imports_is_named() -> None:
     """Not only brought along by something else."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    named = {Requirement(r).name.lower() for r in [*project["dependencies"], *sum(extras.values(), [])]}
+    named = {canonicalize_name(Requirement(r).name) for r in [*project["dependencies"], *sum(extras.values(), [])]}
     names_of = metadata.packages_distributions()
     modules = {module for file in (ROOT / "rayalign").rglob("*.py") for module in imports_of(file)}
     foreign = modules - set(sys.stdlib_module_names) - {"rayalign"}
     assert {"torch", "grpc"} <= foreign
-    assert [m for m in sorted(foreign) if not {n.lower() for n in names_of.get(m, [m])} & named] == []
+    assert [m for m in sorted(foreign) if not {canonicalize_name(n) for n in names_of.get(m, [m])} & named] == []
 
 
 def imports_of(file: Path) -> set[str]:
