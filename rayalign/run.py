@@ -127,7 +127,6 @@ def _run_in(job: _Job, mirrored: MirroredRun | None) -> None:
         make_folder(folder)
         with held(folder), stop_on_sigterm(folder / STOP_FILE, grace_s=config.checkpoints.grace_s):
             write_config(folder, dump_config(config))
-            write_json(folder / ENVIRONMENT_FILE, environment())
             _run_pending(job, mirrored)
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):
@@ -148,6 +147,8 @@ def _run_pending(job: _Job, mirrored: MirroredRun | None) -> None:
             checkpoint_store_of(folder, config, stage.name).drop_states()
     for line in hazards(config, pending):
         progress.say(f"warning: {line}")
+    if pending:
+        write_json(folder / ENVIRONMENT_FILE, environment())
     resolved = config.model_dump(mode="json")
     copied = mirrored.followed(progress) if mirrored is not None else contextlib.nullcontext()
     with copied, Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:

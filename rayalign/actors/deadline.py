@@ -19,7 +19,6 @@ def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> lis
     except GetTimeoutError:
         raise WorkerLost(f"{what}: no answer within {deadline_s:g} s (placement.deadlines)") from None
     except RayError as error:
-        raise_if_given_up()
         raise failure(error, what) from error
     except SystemError as error:  # of a signal's handler that raised while Ray's compiled code made an object
         raise_if_given_up()
@@ -27,7 +26,11 @@ def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> lis
 
 
 def failure(error: BaseException, what: str) -> RayalignError:
-    """What a failed remote call means to a person: our own errors as they are, others with actor and phase."""
+    """What a failed remote call means to a person: our own errors as they are, others with actor and phase.
+
+    Raises Stopped where the call failed of a stop that fell into Ray's code.
+    """
+    raise_if_given_up()
     cause: BaseException | None = error  # Ray Train hands over what a worker raised as it is
     if isinstance(error, RayError):
         cause = error.cause if isinstance(error, RayTaskError) else None

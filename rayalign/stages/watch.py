@@ -17,7 +17,7 @@ from rayalign.stages.golden import golden_scores, rank_accuracy
 from rayalign.stages.groups import RolloutGroup, StoredRollouts, TrainedGroup
 from rayalign.stages.inputs import DemonstrationSplit
 from rayalign.stages.loop_setup import LoopGroups
-from rayalign.stages.probes import COLUMNS, ROUNDS_FILE, Probe, keep_probe, table_rows
+from rayalign.stages.probes import COLUMNS, ROUNDS_FILE, Probe, forget_probes, keep_probe, table_rows
 from rayalign.storage.jsonl import add_line, drop_lines
 from rayalign.telemetry.alarms.rule import Rule
 from rayalign.telemetry.clock import Clock
@@ -67,6 +67,7 @@ class Watch:
         self._probe = _probe(groups.demonstrations, stage.probe_size)
         self.hacking = HackingWatch(_rules(stage), early_stop=stage.watch.early_stop)
         self._alarms = context.folder / ALARMS_FILE  # as told, for whoever looks later
+        self._probes = context.folder / ROUNDS_FILE
 
     @property
     def step(self) -> int:
@@ -81,6 +82,9 @@ class Watch:
         """Goes on where `state` was taken."""
         self._round, self._step, self.newest = state["round"], state["step"], dict(state["newest"])
         self.hacking.restore(state["hacking"])
+        told = self.hacking.alarms
+        drop_lines(self._alarms, lambda old: _is_of({"stage": self._stage.name}, old) and old.get("name") not in told)
+        forget_probes(self._probes, self._stage.name, lambda old: old.get("step", 0) > self._step)
 
     def check_canary(self, *, log: bool = True) -> None:
         """Compares log-probs of sampler and policy on a few fresh samples. Raises SyncError above the tolerance."""
@@ -129,13 +133,13 @@ class Watch:
         self._context.tracker.log(self._stage.name, round_number, self._step, {**metrics, **measures})
         for name, line in lines.items():
             self._context.progress.say(f"warning: stage {self._stage.name}, round {round_number + 1}: {line}")
-            own = {"stage": self._stage.name, "name": name}
-            told = {**own, "round": round_number, "step": self._step, "line": line}
-            add_line(self._alarms, told, partial(_is_of, own))
+            told = {"stage": self._stage.name, "round": round_number, "step": self._step, "name": name, "line": line}
+            add_line(self._alarms, told)
 
     def log_start(self) -> None:
         """What the policy is worth on held-out demonstrations before the first round; there is no reward yet."""
         drop_lines(self._alarms, partial(_is_of, {"stage": self._stage.name}))
+        forget_probes(self._probes, self._stage.name, lambda old: True)
         if len(self._probe):
             agent = self._probe_samples()
             self._log(0, prefixed(self._policy_health(agent), "health"))
@@ -155,9 +159,9 @@ class Watch:
 
     def _keep(self, rounds_done: int, agent: Rollout | None, scores: BothScores = (None, None)) -> None:
         if agent is not None:
-            file, template = self._context.folder / ROUNDS_FILE, self._context.template()
-            probe = Probe(self._probe, agent.sequences, *scores)
-            prompts = keep_probe(file, template, probe, stage=self._stage.name, rounds_done=rounds_done, step=self._step)
+            probe, stage = Probe(self._probe, agent.sequences, *scores), self._stage.name
+            template = self._context.template()
+            prompts = keep_probe(self._probes, template, probe, stage=stage, rounds_done=rounds_done, step=self._step)
             self._context.tracker.table(self._stage.name, self._step, "samples", COLUMNS, table_rows(prompts))
 
     def _probe_samples(self) -> Rollout | None:
