@@ -34,7 +34,7 @@ from rayalign.stages.mirrored import MirroredRun, opened_mirror
 from rayalign.stopping import stop_on_sigterm
 from rayalign.storage.aside import write_json
 from rayalign.storage.mirror import DONE
-from rayalign.storage.run_folder import ENVIRONMENT_FILE, held, make_folder, write_config
+from rayalign.storage.run_folder import ENVIRONMENT_FILE, METRICS_FILE, has_content, held, make_folder, write_config
 from rayalign.telemetry.progress import Progress
 from rayalign.telemetry.tracker import Tracker
 
@@ -151,9 +151,15 @@ def _run_pending(job: _Job, mirrored: MirroredRun | None) -> None:
         write_json(folder / ENVIRONMENT_FILE, environment())
     resolved = config.model_dump(mode="json")
     copied = mirrored.followed(progress) if mirrored is not None else contextlib.nullcontext()
-    with copied, Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
-        _run_stages(job, pending, tracker)
-    _report(config, folder)
+    finished = False
+    try:
+        with copied, Tracker(folder, config.telemetry, run_name=config.name, resolved_config=resolved) as tracker:
+            _run_stages(job, pending, tracker)
+        _summarise(config, folder)
+        finished = True
+    finally:
+        if finished or has_content(folder / METRICS_FILE):
+            _draw(folder, progress)
 
 
 def _check_fits_here(config: RunConfig) -> None:
@@ -338,16 +344,24 @@ def _say_done(progress: Progress, config: RunConfig, pending: list[Stage]) -> No
             progress.say(f"{stage.name}: finished before, kept")
 
 
-def _report(config: RunConfig, folder: Path) -> None:
-    """summary.json and plot.png from the last evaluation, if there was one; report.html."""
+def _summarise(config: RunConfig, folder: Path) -> None:
+    """summary.json and plot.png from the last evaluation, if there was one."""
     from rayalign.report.plot import plot_run
-    from rayalign.report.run_page import write_run_report
 
     results = latest_results(config, folder)
     if results is not None:
         write_json(folder / "summary.json", summarise(results, artifacts_of(config, folder)))
-    plot_run(folder / "metrics.jsonl", results, folder / "plot.png")
-    write_run_report([folder])
+    plot_run(folder / METRICS_FILE, results, folder / "plot.png")
+
+
+def _draw(folder: Path, progress: Progress) -> None:
+    """report.html, however the run ended: that it cannot be written is told, and is no fault of the run."""
+    from rayalign.report.run_page import write_run_report
+
+    try:
+        write_run_report([folder])
+    except (UserError, OSError) as error:
+        progress.say(f"warning: the report was not written: {one_line(error)}")
 
 
 def latest_results(config: RunConfig, folder: Path) -> dict[str, Any] | None:

@@ -48,19 +48,25 @@ function mean(answers) {
   return rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : null;
 }
 
+// Rewards of two rounds are of two reward models: what can be compared is how far answers are above the demonstration.
+function worth(row, place) {
+  const own = mean(row.answers[place]), base = row.bases.length ? row.bases[place] : 0;
+  return own === null || base === null ? null : own - base;
+}
+
 function lastReward(row) {
-  return row.answers.length ? mean(row.answers[row.answers.length - 1]) : null;
+  return row.answers.length ? worth(row, row.answers.length - 1) : null;
 }
 
 function change(row) {
-  const known = row.answers.map(mean).filter((reward) => reward !== null);
+  const known = row.answers.map((_, place) => worth(row, place)).filter((found) => found !== null);
   return known.length > 1 ? known[known.length - 1] - known[0] : null;
 }
 
 const ORDERS = {
   "as they come": null,
-  "reward of the last, highest first": (row) => lastReward(row),
-  "reward of the last, lowest first": (row) => { const found = lastReward(row); return found === null ? null : -found; },
+  "reward at the end, highest first": (row) => lastReward(row),
+  "reward at the end, lowest first": (row) => { const found = lastReward(row); return found === null ? null : -found; },
   "change of reward, largest rise first": (row) => change(row),
   "change of reward, largest fall first": (row) => { const found = change(row); return found === null ? null : -found; },
 };
@@ -104,10 +110,13 @@ function largestToken(source) {
 function sampleBox(source, row, largest) {
   const box = element("article", "sample");
   const moved = change(row);
-  if (moved !== null) box.append(element("span", `reward ${moved < 0 ? "down" : "up"}`, `change ${moved > 0 ? "+" : ""}${moved.toFixed(3)}`));
+  if (moved !== null) {
+    const what = row.bases.length ? "margin to the demonstration, change" : "last minus first";
+    box.append(element("span", `reward ${moved < 0 ? "down" : "up"}`, `${what} ${moved > 0 ? "+" : ""}${moved.toFixed(3)}`));
+  }
   box.append(element("div", "prompt", row.prompt));
   const answers = element("div", "answers");
-  if (row.demonstration && row.demonstration.text !== null) answers.append(answerBox("demonstration", row.demonstration, largest));
+  if (row.demonstration && row.demonstration.text !== null) answers.append(answerBox(`demonstration${row.bases.length ? ", " + source.columns[source.columns.length - 1] : ""}`, row.demonstration, largest));
   row.answers.forEach((drawn, place) => {
     const column = element("div");
     drawn.forEach((answer) => column.append(answerBox(source.columns[place], answer, largest)));

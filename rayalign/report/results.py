@@ -12,7 +12,7 @@ with ESTIMATE = {"mean", "low", "high", "num"}, and TEMPERATURE a number as text
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ def _temperature(text: str) -> str:
 
 _TITLES = {"sft": "SFT", "rft": "RFT", "irl": "IRL", "dpo": "DPO", "rl": "RL"}
 _DEFAULT_TEMPERATURE = 1.0
+_DEPTH = 8  # of results that are walked
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,18 @@ class Results:
     def has(self, quantity: str) -> bool:
         """Whether any model has the quantity."""
         return any(self.curve(model, quantity) for model in self.models)
+
+
+def estimates_below(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Estimate]]:
+    """Every estimate of parsed results, whatever their shape, with the names that lead to it."""
+    if not isinstance(node, Mapping) or len(path) > _DEPTH:
+        return
+    found = Estimate.parse(node) if "mean" in node else None
+    if found is not None:
+        yield path, found
+        return
+    for name, below in node.items():
+        yield from estimates_below(below, (*path, str(name)))
 
 
 def title(model: str) -> str:

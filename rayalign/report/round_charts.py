@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rayalign.report.charts import Axis, Chart, Level, Series, lines
-from rayalign.report.run_files import Record, RunFiles
+from rayalign.report.run_files import RunFiles
+from rayalign.storage.jsonl import Line
 
-_HUGE = 1e300  # what is as large, or infinite, leaves no axis for the rest
 SHARES = (-0.02, 1.02)  # 0 and 1 are values too, and their points are to be seen whole
 DASHES = ("solid", "dot", "dash", "dashdot")
 
@@ -108,12 +108,12 @@ def _series(groups: Mapping[str, Sequence[RunFiles]], stage: str, panel: Panel) 
     return found
 
 
-def _curve(records: Sequence[Record], metric: str) -> dict[float, float]:
+def _curve(records: Sequence[Line], metric: str) -> dict[float, float]:
     """The last value at each step."""
     return {
         float(record.get("step") or 0): float(value)
         for record in records
-        if isinstance(value := record.get(metric), (int, float)) and abs(value) < _HUGE
+        if isinstance(value := record.get(metric), (int, float))
     }
 
 

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from rayalign.errors import UserError
 from rayalign.report.results import results_problem
-from rayalign.storage.run_folder import CONFIG_FILE, ENVIRONMENT_FILE
+from rayalign.report.shapes import MAX_NUMBER, Alarm, BestOf, Environment, Probe, Record, fault
+from rayalign.storage.evaluation import EVALUATION_FILE
+from rayalign.storage.jsonl import Line, read_lines
+from rayalign.storage.run_folder import ALARMS_FILE, CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, ROUNDS_FILE
 
 IDENTITY = ("name", "run_dir", "seed")  # differ between runs of one experiment
 
-Record = dict[str, Any]
+MAX_FAULTS = 20  # that are told
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class RunFiles:
 
     folder: Path
     config: dict[str, Any]
-    records: list[Record]  # of metrics.jsonl, oldest first
-    probes: list[Record]  # of rounds.jsonl
-    alarms: list[Record]  # of alarms.jsonl
+    records: list[Line]  # of metrics.jsonl, oldest first
+    probes: list[Line]  # of rounds.jsonl
+    alarms: list[Line]  # of alarms.jsonl
     results: dict[str, dict[str, Any]]  # of each evaluate stage, the last one last
     curves: dict[str, dict[str, Any]]  # of each best_of_n stage
     environment: dict[str, Any]
@@ -42,7 +46,8 @@ class RunFiles:
     @property
     def name(self) -> str:
         """As its config calls it."""
-        return str(self.config.get("name") or self.folder.name)
+        name = self.config.get("name")
+        return name if isinstance(name, str) and name else self.folder.name
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -59,7 +64,7 @@ class RunFiles:
         """Of the last evaluate stage."""
         return next(reversed(self.results.values()), None)
 
-    def of_stage(self, name: str) -> list[Record]:
+    def of_stage(self, name: str) -> list[Line]:
         """Its records."""
         return [record for record in self.records if record.get("stage") == name]
 
@@ -89,13 +94,13 @@ def read_run(folder: Path, *, is_running: bool = False) -> RunFiles:
     return RunFiles(
         folder=folder,
         config=config,
-        records=list(_lines(folder / "metrics.jsonl", faults)),
-        probes=list(_lines(folder / "rounds.jsonl", faults)),
-        alarms=list(_lines(folder / "alarms.jsonl", faults)),
+        records=[_numbers_only(line) for line in _lines(folder / METRICS_FILE, Record, faults)],
+        probes=list(_lines(folder / ROUNDS_FILE, Probe, faults)),
+        alarms=list(_lines(folder / ALARMS_FILE, Alarm, faults)),
         results={name: found for name in names if (found := _results(folder / name / "results.json", faults))},
-        curves={name: found for name in names if (found := _object(folder / name / "curve.json", faults))},
-        environment=_object(folder / ENVIRONMENT_FILE, faults) or {},
-        suites=(_object(folder / "evaluation.json", faults) or {}).get("suites") or {},
+        curves={name: found for name in names if (found := _object(folder / name / "curve.json", faults, BestOf))},
+        environment=_object(folder / ENVIRONMENT_FILE, faults, Environment) or {},
+        suites=_suites(folder / EVALUATION_FILE, faults),
         done=[name for name in names if (folder / name / "done.json").exists()],
         is_running=is_running,
         faults=faults,
@@ -117,35 +122,39 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _lines(file: Path, faults: list[str]) -> Iterator[Record]:
-    """Its objects; a last line that a killed run left torn is skipped, and others that are none are told."""
-    if not file.is_file():
-        return
-    with file.open("rb") as opened:
-        for number, line in enumerate(opened, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
-                found = None
-            if isinstance(found, dict):
-                yield found
-            else:
-                faults.append(f"{file.name}, line {number}: not of this program, left out")
+def _lines(file: Path, shape: type[BaseModel], faults: list[str]) -> Iterator[Line]:
+    """Those of the shape; the others are told."""
+    for number, line in enumerate(read_lines(file), start=1):
+        wrong = "no JSON object" if line is None else fault(shape, line)
+        if line is not None and wrong is None:
+            yield line
+        elif len(faults) < MAX_FAULTS:
+            faults.append(f"{file.name}, line {number}: left out ({wrong})")
 
 
-def _object(file: Path, faults: list[str]) -> dict[str, Any] | None:
+def _numbers_only(record: Line) -> Line:
+    """Of the metrics those that can be drawn."""
+    own = Record.model_fields
+    return {k: v for k, v in record.items() if k in own or (isinstance(v, (int, float)) and abs(v) < MAX_NUMBER)}
+
+
+def _object(file: Path, faults: list[str], shape: type[BaseModel] | None = None) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         found = None
-    if isinstance(found, dict):
-        return found
-    faults.append(f"{file.parent.name}/{file.name}: damaged, left out")
+    wrong = "no JSON object" if not isinstance(found, dict) else fault(shape, found) if shape else None
+    if wrong is None:
+        return dict(found)
+    faults.append(f"{file.parent.name}/{file.name}: left out ({wrong})")
     return None
+
+
+def _suites(file: Path, faults: list[str]) -> dict[str, Any]:
+    suites = (_object(file, faults) or {}).get("suites")
+    return {str(name): one for name, one in suites.items() if isinstance(one, dict)} if isinstance(suites, dict) else {}
 
 
 def _results(file: Path, faults: list[str]) -> dict[str, Any] | None:
@@ -157,12 +166,24 @@ def _results(file: Path, faults: list[str]) -> dict[str, Any] | None:
 
 
 def grouped(runs: Sequence[RunFiles]) -> dict[str, list[RunFiles]]:
-    """Runs that differ in their seeds alone, under the first one's name."""
+    """Runs that differ in their seeds alone, under the first one's label."""
     groups: dict[str, list[RunFiles]] = {}
     for run in runs:
         groups.setdefault(run.experiment, []).append(run)
-    named: dict[str, list[RunFiles]] = {}
-    for group in groups.values():
-        label = group[0].name + (f" ({len(group)} seeds)" if len(group) > 1 else "")
-        named[label if label not in named else f"{label} in {group[0].folder.parent}"] = group
-    return named
+    names = labels([group[0] for group in groups.values()])
+    return {
+        name + (f" ({len(group)} seeds)" if len(group) > 1 else ""): group
+        for name, group in zip(names, groups.values(), strict=True)
+    }
+
+
+def labels(runs: Sequence[RunFiles]) -> list[str]:
+    """A name for each that no other has: its own, or where that is another's too as much of its path as tells them apart."""
+    found = []
+    for run in runs:
+        others = [other for other in runs if other.folder != run.folder]
+        parts = run.folder.parts
+        endings = ["/".join(parts[-num:]) for num in range(1, len(parts) + 1)]
+        apart = next((end for end in endings if not any(str(o.folder).endswith("/" + end) for o in others)), str(run.folder))
+        found.append(run.name if all(other.name != run.name for other in others) else apart)
+    return found

@@ -13,16 +13,19 @@ from rayalign.report.answers import probe_rewards, sources
 from rayalign.report.charts import Axis, Chart, Level, estimates, histogram
 from rayalign.report.curve import best_of_line
 from rayalign.report.page import Section, page
-from rayalign.report.results import Estimate, Results, title
+from rayalign.report.results import Estimate, Results, estimates_below, title
 from rayalign.report.round_charts import ALTERNATION, FITTING, MISMATCH, Panel, panel_charts
-from rayalign.report.run_files import RunFiles, grouped, read_run
+from rayalign.report.run_files import RunFiles, grouped, labels, read_run
 from rayalign.report.story import run_lines, state_of
+from rayalign.report.table import shown
 from rayalign.report.timing import time_charts, time_table
 from rayalign.storage.aside import check_writable, written_aside
+from rayalign.storage.evaluation import STAGE_SUITE
 
 REPORT_FILE = "report.html"
 BEST_OF = {"reward": "learned reward, which chooses (mean)", "golden": "golden reward, which judges (mean)"}
 ENVIRONMENT = ("command", "started", "python", "platform", "cpus", "gpus")
+MAX_ROWS = 60  # of a suite
 HISTOGRAMS = 6  # rounds shown: the first, the last, and some between
 
 
@@ -48,34 +51,30 @@ def write_run_report(folders: Sequence[Path], out: Path | None = None, *, runnin
 
 def run_report(runs: Sequence[RunFiles]) -> str:
     """The HTML of one run, or of several side by side: their curves in common charts, samples and times of each."""
-    verdict = [line for run in runs for line in _told(run, several=len(runs) > 1)]
-    sections = [_results(runs), *_curves(runs)]
-    for run in runs:
-        label = f" of {run.name}" if len(runs) > 1 else ""
-        sections += [*_histograms(run, label), *_best_of(run, label), *_times(run, label), _samples(run, label)]
-    sections += [_alarms(runs), *_differences(runs)]
-    for run in runs:
-        sections += _settings(run, f" of {run.name}" if len(runs) > 1 else "")
-    names = ", ".join(dict.fromkeys(run.name for run in runs))
-    return page(names, verdict, [section for section in sections if section is not None])
+    names = labels(runs)
+    verdict, sections = [], [_results(runs, names), *_curves(runs)]
+    for run, name in zip(runs, names, strict=True):
+        of_run = f" of {name}" if len(runs) > 1 else ""
+        verdict += [f"{name}: {line}" if of_run else line for line in run_lines(run)]
+        sections += [*_histograms(run, of_run), *_best_of(run, of_run), *_suites(run, of_run), *_times(run, of_run)]
+        sections.append(_samples(run, of_run))
+    sections += [_alarms(runs, names), *_differences(runs, names)]
+    for run, name in zip(runs, names, strict=True):
+        sections += _settings(run, f" of {name}" if len(runs) > 1 else "")
+    return page(", ".join(names), verdict, [section for section in sections if section is not None])
 
 
-def _told(run: RunFiles, *, several: bool) -> list[str]:
-    lines = run_lines(run)
-    return [f"{run.name}: {line}" for line in lines] if several else lines
-
-
-def _results(runs: Sequence[RunFiles]) -> Section | None:
+def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> Section | None:
     """Rewards by temperature, and accuracies of the reward."""
     charts, lines = [], []
-    for run in runs:
+    for run, own in zip(runs, names, strict=True):
         read = Results(run.last_results or {})
         for quantity, label in (("golden", "golden reward (0 to 1, mean)"), ("reward", "learned reward (mean)")):
             if read.has(quantity):
-                charts.append(_temperatures(run, read, quantity, label))
+                charts.append(_temperatures(own, read, quantity, label))
                 break
         lines += [
-            f"{run.name}: the learned reward ranks {100 * found.mean:.1f}% of {name.replace('_', ' ')} right "
+            f"{own}: the learned reward ranks {100 * found.mean:.1f}% of {name.replace('_', ' ')} right "
             f"({100 * found.low:.1f} to {100 * found.high:.1f}%)"
             for name, found in read.reward_accuracy.items()
         ]
@@ -84,7 +83,7 @@ def _results(runs: Sequence[RunFiles]) -> Section | None:
     return Section("Held-out prompts", lines=lines, charts=charts)
 
 
-def _temperatures(run: RunFiles, read: Results, quantity: str, label: str) -> Chart:
+def _temperatures(name: str, read: Results, quantity: str, label: str) -> Chart:
     curves = {
         title(model): {t: (e.mean, e.low, e.high) for t, e in read.curve(model, quantity).items()} for model in read.models
     }
@@ -92,7 +91,7 @@ def _temperatures(run: RunFiles, read: Results, quantity: str, label: str) -> Ch
     levels = [Level("demonstrator", read.expert_golden)] if golden and read.expert_golden is not None else []
     limits = (-0.02, 1.02) if golden else None
     figure = estimates(curves, Axis("sampling temperature"), Axis(label, limits), levels)
-    return Chart(figure, f"{run.name}: each model at each temperature, with 95% intervals over prompts")
+    return Chart(figure, f"{name}: each model at each temperature, with 95% intervals over prompts")
 
 
 def _curves(runs: Sequence[RunFiles]) -> list[Section]:
@@ -145,6 +144,19 @@ def _best_of(run: RunFiles, label: str) -> list[Section]:
     return sections
 
 
+def _suites(run: RunFiles, label: str) -> list[Section]:
+    """What `rayalign evaluate` found, each estimate a row; what the run's own stages found stands above."""
+    sections = []
+    for name, suite in run.suites.items():
+        found = [] if name.startswith(STAGE_SUITE) else list(estimates_below(suite.get("results")))
+        if found:
+            rows = [[" / ".join(path), shown(estimate), str(estimate.num or "")] for path, estimate in found[:MAX_ROWS]]
+            left = f"{len(found) - MAX_ROWS} more estimates stand in evaluation.json" if len(found) > MAX_ROWS else ""
+            table = [["what", "mean (95% interval)", "of"], *rows]
+            sections.append(Section(f"Suite {name}{label}", lines=[left] if left else [], table=table))
+    return sections
+
+
 def _times(run: RunFiles, label: str) -> list[Section]:
     sections = []
     for stage in run.loops:
@@ -160,11 +172,11 @@ def _samples(run: RunFiles, label: str) -> Section | None:
     return Section(f"Samples{label}", browser=found) if found else None
 
 
-def _alarms(runs: Sequence[RunFiles]) -> Section:
+def _alarms(runs: Sequence[RunFiles], labelled: Sequence[str]) -> Section:
     """The hacking watch: what tripped, and what it measures."""
     told = [
-        f"{run.name}, stage {alarm.get('stage')}, round {int(alarm.get('round') or 0) + 1}: {alarm.get('line')}"
-        for run in runs
+        f"{name}, stage {alarm['stage']}, round {(alarm.get('round') or 0) + 1}: {alarm['line']}"
+        for run, name in zip(runs, labelled, strict=True)
         for alarm in run.alarms
     ]
     names = sorted({key for run in runs for record in run.records for key in record if key.startswith("watch/")})
@@ -176,7 +188,7 @@ def _alarms(runs: Sequence[RunFiles]) -> Section:
     return Section("The watch for reward hacking", lines=lines, charts=charts, folded=bool(charts) and not told)
 
 
-def _differences(runs: Sequence[RunFiles]) -> list[Section]:
+def _differences(runs: Sequence[RunFiles], names: Sequence[str]) -> list[Section]:
     """What differs in the configs of several runs."""
     if len(runs) < 2:
         return []
@@ -185,7 +197,7 @@ def _differences(runs: Sequence[RunFiles]) -> list[Section]:
     rows = [[key, *(str(one.get(key, "")) for one in flat)] for key in keys if len({str(one.get(key)) for one in flat}) > 1]
     if not rows:
         return [Section("What differs in the settings", lines=["Nothing."])]
-    return [Section("What differs in the settings", table=[["setting", *(run.name for run in runs)], *rows])]
+    return [Section("What differs in the settings", table=[["setting", *names], *rows])]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

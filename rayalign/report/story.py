@@ -38,7 +38,8 @@ def _where(run: RunFiles) -> str:
 
 def _what(run: RunFiles) -> str:
     stages = " → ".join(str(stage.get("name") or stage.get("kind")) for stage in run.stages)
-    model = (run.config.get("model") or {}).get("path", "?")
+    model = run.config.get("model")
+    model = model.get("path", "?") if isinstance(model, dict) else "?"
     seconds = max((r["time_s"] for r in run.records if isinstance(r.get("time_s"), (int, float))), default=None)
     took = f", {duration(seconds)} of work" if seconds is not None and math.isfinite(seconds) else ""
     return f"{stages}, from {model}, seed {run.config.get('seed', 0)}{took}: {state_of(run)}."

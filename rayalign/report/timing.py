@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayalign.report.charts import Axis, Bars, Chart, shares, strip
-from rayalign.report.run_files import Record
+from rayalign.storage.jsonl import Line
 
 MAX_STEPS = 40
 # The phases of a step in their order, the group that works in each, and what a person calls it.
@@ -20,7 +20,7 @@ PHASES = {
 GROUPS = ("rollout", "reward", "policy")
 
 
-def time_charts(records: Sequence[Record]) -> list[Chart]:
+def time_charts(records: Sequence[Line]) -> list[Chart]:
     """Of one stage's records; nothing where they hold no times."""
     steps = [record for record in records if _number(record.get("time/step_s")) and _number(record.get("time_s"))]
     if not steps:
@@ -39,7 +39,7 @@ def time_charts(records: Sequence[Record]) -> list[Chart]:
     return found
 
 
-def time_table(records: Sequence[Record]) -> list[list[str]]:
+def time_table(records: Sequence[Line]) -> list[list[str]]:
     """Phase, seconds, share of the steps' time; the first row names the columns. Empty where there are no times."""
     total = sum(_number(record.get("time/step_s")) or 0.0 for record in records)
     if not total:
@@ -55,7 +55,7 @@ def time_table(records: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
-def _bars(steps: Sequence[Record]) -> list[Bars]:
+def _bars(steps: Sequence[Line]) -> list[Bars]:
     bars = {phase: Bars(label) for phase, (_, label) in PHASES.items()}
     origin = steps[0]["time_s"] - steps[0]["time/step_s"]
     for record in steps:
@@ -68,7 +68,7 @@ def _bars(steps: Sequence[Record]) -> list[Bars]:
     return [one for one in bars.values() if one.rows]
 
 
-def _idle(steps: Sequence[Record]) -> dict[str, float]:
+def _idle(steps: Sequence[Line]) -> dict[str, float]:
     """Percent by group, each step by its seconds."""
     found = {}
     for group in GROUPS:

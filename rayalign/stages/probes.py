@@ -22,7 +22,6 @@ from rayalign.data.template import Template
 from rayalign.storage.jsonl import add_line, drop_lines
 from rayalign.types import Scores, Sequences
 
-ROUNDS_FILE = "rounds.jsonl"
 COLUMNS = ("prompt", "demonstration", "response", "reward", "ended")
 TABLE_PROMPTS = 16
 ALL_ROUNDS, EVERY = 50, 10
@@ -62,12 +61,13 @@ def keep_probe(
         )
     ]
     line = {"stage": stage, "rounds_done": rounds_done, "step": step, "prompts": prompts}
-    add_line(file, line, instead_of=lambda last: last.get("stage") == stage and _is_replaced(last["rounds_done"], rounds_done))
+
+    def is_replaced(last: dict[str, Any]) -> bool:
+        done = last["rounds_done"] if last.get("stage") == stage else -1
+        return done >= rounds_done or (done > ALL_ROUNDS and done % EVERY != 0)
+
+    add_line(file, line, instead_of=is_replaced)
     return prompts
-
-
-def _is_replaced(last: int, rounds_done: int) -> bool:
-    return last >= rounds_done or (last > ALL_ROUNDS and last % EVERY != 0)
 
 
 def forget_probes(file: Path, stage: str, which: Callable[[dict[str, Any]], bool]) -> None:

@@ -17,8 +17,9 @@ from rayalign.stages.golden import golden_scores, rank_accuracy
 from rayalign.stages.groups import RolloutGroup, StoredRollouts, TrainedGroup
 from rayalign.stages.inputs import DemonstrationSplit
 from rayalign.stages.loop_setup import LoopGroups
-from rayalign.stages.probes import COLUMNS, ROUNDS_FILE, Probe, forget_probes, keep_probe, table_rows
+from rayalign.stages.probes import COLUMNS, Probe, forget_probes, keep_probe, table_rows
 from rayalign.storage.jsonl import add_line, drop_lines
+from rayalign.storage.run_folder import ALARMS_FILE, ROUNDS_FILE
 from rayalign.telemetry.alarms.rule import Rule
 from rayalign.telemetry.clock import Clock
 from rayalign.telemetry.hacking import HackingWatch, implicit_rules, loop_rules
@@ -27,7 +28,6 @@ from rayalign.telemetry.shown import key_numbers
 from rayalign.types import Ragged, Rollout, Scores, Sequences, TokenizedPrompts
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean nats a token between vLLM and the trainer, same weights
-ALARMS_FILE = "alarms.jsonl"
 CANARY_PROMPTS = 8
 CANARY_TOKENS = 16
 BothScores = tuple[Scores | None, Scores | None]  # of demonstrations, of samples

@@ -13,7 +13,8 @@ from rayalign.errors import UserError, is_disk_full
 from rayalign.storage.aside import written_aside
 
 CONFIG_FILE, LOCK_FILE = "config.yaml", ".lock"
-ENVIRONMENT_FILE = "environment.json"  # of the newest start
+ENVIRONMENT_FILE = "environment.json"  # of the newest start that had something to do
+METRICS_FILE, ROUNDS_FILE, ALARMS_FILE = "metrics.jsonl", "rounds.jsonl", "alarms.jsonl"
 TRIES, TRY_EVERY_S = 10, 0.1  # who only looks whether a run holds the folder (`is_held`) has the lock for an instant
 
 
@@ -57,6 +58,11 @@ def _take(lock: IO[Any], kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def has_content(file: Path) -> bool:
+    """Whether it is there, and not empty."""
+    return file.is_file() and file.stat().st_size > 0
 
 
 def write_config(folder: Path, text: str) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import re
 from pathlib import Path
 
 import pytest
+import yaml
+from plotly.offline import get_plotlyjs
 
 from rayalign.cli import main
 from rayalign.errors import UserError
+from rayalign.report.answers import sources
 from rayalign.report.page import Picture, Section, page
 from rayalign.report.run_files import read_run
 from rayalign.report.run_page import run_report, write_run_report
+from rayalign.storage.evaluation import record
 from rayalign.storage.run_folder import held
 from tests.report.browser import chromium, opened
-from tests.report.run_folder import PROMPTS, ROUNDS, STEPS, write_run
+from tests.report.run_folder import HOSTILE, PROMPTS, ROUNDS, STEPS, write_run
 
 PIXEL = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
 FIGURE = re.compile(r'<div class="chart"><script type="application/json">(.*?)</script>', re.DOTALL)
@@ -123,15 +129,15 @@ def test_a_run_of_an_older_version_shows_what_it_has(tmp_path: Path) -> None:
     for name in ("rounds.jsonl", "environment.json"):
         (run / name).unlink()
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["time_s"]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + "no JSON\n")
+    for line in records:
+        del line["time_s"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records) + "no JSON\n")
     (run / "best" / "curve.json").write_text("{")
     html = write_run_report([run]).read_text()
 
     assert "Stage rft: by step" in headings(html) and "Stage rft: rewards of demonstrations" not in html
-    assert f"metrics.jsonl, line {len(records) + 1}: not of this program, left out" in html
-    assert "best/curve.json: damaged, left out" in html
+    assert f"metrics.jsonl, line {len(records) + 1}: left out (no JSON object)" in html
+    assert "best/curve.json: left out (no JSON object)" in html
 
 
 def test_what_is_no_run_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +181,7 @@ def test_in_a_browser_samples_are_sorted_searched_and_coloured(report: Path) -> 
         assert shown.texts(".samples + .more") == ["show more"] and len(shown.texts(prompts)) == 10
         shown.page.click("button.more")
         assert len(shown.texts(prompts)) == PROMPTS and not shown.page.locator("button.more").is_visible()
-        order.select_option(label="reward of the last, highest first")
+        order.select_option(label="reward at the end, highest first")
         assert [text.split()[1] for text in shown.texts(prompts)[:3]] == ["11", "9", "7"]
         order.select_option(label="change of reward, largest fall first")
         assert [text.split()[1] for text in shown.texts(prompts)[:3]] == ["10", "8", "6"]
@@ -209,3 +215,85 @@ def test_a_report_of_control_is_quiet_too(tmp_path: Path) -> None:
     assert file.stat().st_size < 20_000  # no library of charts
     with opened(file) as shown:
         assert shown.errors == [] and shown.page.locator("img").evaluate("(one) => one.naturalWidth") == 1
+
+
+def mutated(value: object, rng: random.Random) -> object:
+    """A parsed file with one thing in it replaced by something odd, or taken away."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        if rng.random() < 0.2:
+            return {name: inner for name, inner in value.items() if name != key}
+        return {**value, key: mutated(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        place = rng.randrange(len(value))
+        return [*value[:place], mutated(value[place], rng), *value[place + 1 :]]
+    return rng.choice([None, "odd", -1, 10**400, 1e308, True, [], {}, [[1]], {"mean": "x"}])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_stands_in_the_files_the_report_is_written(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a config that is none is refused; the rest is left out, and told."""
+    monkeypatch.setattr("rayalign.report.page.get_plotlyjs", lambda: "")  # five megabytes of no interest here
+    rng = random.Random(seed)
+    run = write_run(tmp_path / "run", alarm=True, tokens=True)
+    files = ["metrics.jsonl", "rounds.jsonl", "alarms.jsonl", "environment.json", "best/curve.json", "evaluate/results.json",
+             "evaluate/samples.jsonl", "config.yaml"]  # fmt: skip
+    whole = {name: (run / name).read_text() for name in files}
+    for _ in range(12):
+        name = rng.choice(files)
+        if name.endswith(".jsonl"):
+            lines = [json.loads(line) for line in whole[name].splitlines()]
+            (run / name).write_text("".join(json.dumps(line) + "\n" for line in mutated(lines, rng) or []))
+        else:
+            (run / name).write_text(json.dumps(mutated(yaml.safe_load(whole[name]), rng)))
+        with contextlib.suppress(UserError):
+            write_run_report([run])
+        if rng.random() < 0.5:
+            (run / name).write_text(whole[name])
+
+
+def test_what_a_suite_found_stands_in_the_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    accuracy = {"mean": 0.8, "low": 0.75, "high": 0.85, "num": 200}
+    found = {"accuracy": accuracy, "sections": {"Chat": {"accuracy": {"mean": 1.0}}}}
+    record(run / "evaluation.json", "reward", found, model=run, data={})
+    record(run / "evaluation.json", "stage:evaluate", found, model=run, data={})
+    html = write_run_report([run]).read_text()
+    assert "<td>accuracy</td><td>0.800 ±0.050</td><td>200</td>" in html and "sections / Chat / accuracy" in html
+    assert [title for title in headings(html) if title.startswith("Suite")] == ["Suite reward"]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [read_run(write_run(tmp_path / place / "run", epochs=number)) for number, place in enumerate(("a", "b", "c"))]
+    drawn = figures(run_report(runs))
+    [kl] = [figure for figure in drawn if measured(figure).startswith("KL")]
+    assert [trace["name"] for trace in kl["data"]] == ["a/run", "b/run", "c/run"]
+
+
+def test_nothing_in_data_ends_its_script(tmp_path: Path) -> None:
+    run = write_run(tmp_path / f"run{HOSTILE.replace('/', '')}", name=HOSTILE, alarm=True)
+    alarm = json.loads((run / "alarms.jsonl").read_text())
+    (run / "alarms.jsonl").write_text(json.dumps(alarm | {"line": HOSTILE, "name": HOSTILE}) + "\n")
+    html = run_report([read_run(run), read_run(write_run(tmp_path / "other", seed=1))])
+    without_plotly = html.replace(get_plotlyjs(), "")
+    assert "onerror=alert(1)" in without_plotly and "<img src=x" not in without_plotly
+    assert without_plotly.count("</script>") == without_plotly.count("<script")
+
+
+def test_margins_to_the_demonstration_are_what_rounds_are_compared_by(tmp_path: Path) -> None:
+    """A reward model of another scale each round: the browser is given the demonstration's reward of each."""
+    run = write_run(tmp_path / "run")
+    [first, *_] = sources(read_run(run))
+    row = first["rows"][3]
+    assert row["bases"] == [None, 1.65, 1.65, 1.65] and [a["reward"] for a in row["answers"][2]] == [0.6, 0.61]
+
+
+def test_a_page_does_not_grow_with_the_samples(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    line = {"model": "sft", "temperature": 1.0, "prompt": "question 0", "response": "a\u2028b", "ended": True}
+    (run / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for _ in range(500)))
+    source = sources(read_run(run))[-1]
+    assert len(source["rows"]) == 1 and len(source["rows"][0]["answers"][0]) == 4
+    assert source["rows"][0]["answers"][0][0]["text"] == "a\u2028b"

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rayalign.data.template import Template
 from rayalign.planted.tokenizer import build_tokenizer
-from rayalign.stages.probes import ROUNDS_FILE, Probe, _pieces, forget_probes, keep_probe
+from rayalign.stages.probes import Probe, _pieces, forget_probes, keep_probe
 from rayalign.storage.jsonl import add_line, drop_lines, read_lines
+from rayalign.storage.run_folder import ROUNDS_FILE
 from rayalign.types import Ragged, Scores, Sequences
 
 
