@@ -19,7 +19,7 @@ FILES = sorted((REPOSITORY / "configs" / "control").glob("*.yaml"))
 
 
 def test_there_are_configs_to_start_from() -> None:
-    environments = {"pendulum", "cartpole", "hopper", "halfcheetah", "walker2d", "ant"}
+    environments = {"pendulum", "cartpole", "hopper", "hopper-fast", "halfcheetah", "halfcheetah-fast", "walker2d", "ant"}
     methods = {f"pendulum-{name}" for name in ("aihf", "two-stage", "preferences", "gail", "airl", "cloning", "ensemble")}
     assert {path.stem for path in FILES} == environments | methods
 
