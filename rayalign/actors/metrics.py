@@ -17,6 +17,7 @@ GROUPS = ("policy", "reward", "rollout")
 OTHER = "controller"
 BUSY = "worker_busy_s"
 REPEAT_S = 1.0  # Ray keeps a gauge for two intervals of its reports, which are a second or more
+CLOSED_WITHIN_S = 5.0  # a Ray that is lost may keep the thread in a call; a run's end does not wait for it
 
 
 def gauge_name(metric: str) -> str:
@@ -57,9 +58,9 @@ class RayMetricsSink:
         """Not here: Prometheus keeps numbers."""
 
     def close(self, failed: bool = False) -> None:
-        """Ends the thread; Ray forgets the gauges soon."""
+        """Ends the thread, or leaves it after CLOSED_WITHIN_S to end when it can; Ray forgets the gauges soon."""
         self._closed.set()
-        self._repeating.join()
+        self._repeating.join(CLOSED_WITHIN_S)
 
     def _repeat(self) -> None:
         while not self._closed.wait(REPEAT_S):

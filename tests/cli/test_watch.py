@@ -75,12 +75,20 @@ def test_plain_lines_from_before_the_start_to_the_end(tmp_path: Path) -> None:
 
 def test_a_run_that_dies_is_told_of(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    with run(folder, 7, 0.05, "dies") as process:
-        until(lambda: num_lines(folder) >= 4)
-        done = subprocess.run([*WATCH, str(folder)], env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_S)
-        process.wait(LIMIT_S)
-    assert done.returncode == 1 and done.stderr == ""
-    assert re.search(r"the run ended in stage rft, before its end: it died", done.stdout.splitlines()[-1])
+    with run(folder, 7, 0.0, "waits") as process:
+        until(lambda: num_lines(folder) == 9)
+        with subprocess.Popen([*WATCH, str(folder)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as watch:
+            try:
+                assert watch.stdout is not None
+                lines = iter(watch.stdout.readline, "")
+                seen = next((line for line in lines if line.startswith("rft: ")), "nothing")  # it is at work
+                process.kill()
+                rest = list(lines)
+                assert watch.wait(LIMIT_S) == 1
+            finally:
+                watch.kill()
+    assert "step 7/20" in seen
+    assert re.search(r"the run ended in stage rft, before its end: it died", rest[-1])
 
 
 def on_a_terminal(folder: Path) -> str:
@@ -167,20 +175,29 @@ def test_a_run_of_control(tmp_path: Path, rayalign: Rayalign) -> None:
     assert re.match(rf"control: round 1/{config.rounds}, for .*  entropy 1\.5\nthe run ended in stage control", outcome.out)
 
 
-def test_a_look_does_not_keep_a_run_from_its_start(tmp_path: Path) -> None:
+def test_a_look_does_not_keep_a_run_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look ends while the run waits for it, however long that takes; another run does not end so."""
     import fcntl
-    import threading
+    from types import SimpleNamespace
 
     from rayalign.errors import UserError
+    from rayalign.storage import run_folder
     from rayalign.storage.run_folder import held, is_held, make_folder
 
     make_folder(tmp_path)
     assert not is_held(tmp_path)
+    waits: list[float] = []
     with (tmp_path / ".lock").open("rb") as look:
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            fcntl.flock(look, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(run_folder, "time", SimpleNamespace(sleep=wait))
         fcntl.flock(look, fcntl.LOCK_SH)
-        threading.Timer(0.2, lambda: fcntl.flock(look, fcntl.LOCK_UN)).start()
         with held(tmp_path):
-            assert is_held(tmp_path)
+            assert is_held(tmp_path) and len(waits) == 1
             with pytest.raises(UserError, match="in use by another run"), held(tmp_path):
                 pass
+    assert len(waits) > 2 and sum(waits[1:]) < 2  # it waited for the other run, and not long
     assert not is_held(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def copied(place: Path) -> Path:
         if entry.name not in ("docs", "build", ".git", ".venv"):
             (place / entry.name).symlink_to(entry)
     return place
+
+
+def small_copy(place: Path) -> Path:
+    """As `copied`, with the headings of each page only: what links lead to, in a build that shows no files."""
+    root = copied(place)
+    for file in [*root.glob("*.md"), *(root / "docs").rglob("*.md")]:
+        text = file.read_text(encoding="utf-8")
+        file.unlink()  # it may be a link to the checkout's
+        file.write_text("\n\n".join(re.findall(r"^#+ .*$", text, re.MULTILINE)), encoding="utf-8")
+    return root
 
 
 @pytest.fixture(scope="session")

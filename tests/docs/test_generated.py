@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from rayalign.cli import _parser
+from rayalign.cli.evaluate import SUITES
 from rayalign.config.control import ControlConfig
 from rayalign.config.load import load_config, parse_config
 from rayalign.config.recipes import find_recipe
@@ -83,6 +85,20 @@ def test_every_command_and_option_is_there() -> None:
         options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", command.format_help(), flags=re.MULTILINE)) - {"--help"}
         assert options <= set(re.findall(r"^\| `(--[a-z-]+)", section, flags=re.MULTILINE)), name
     assert "stages.sft.optimizer.learning_rate=1e-4" in page and "143 asked to stop" in page
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_option_of_a_suite_is_there(name: str) -> None:
+    """As the suite itself adds them, whatever the page's generator walks."""
+    from generate.commands import commands_page
+
+    alone = argparse.ArgumentParser(add_help=False)
+    SUITES[name].add_options(alone)
+    options = {option for action in alone._actions for option in action.option_strings} | {"--out"}
+    section = commands_page().split(f"\n## rayalign evaluate --suite {name}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(--[^`]*)` \|", section, flags=re.MULTILINE)
+    assert options <= {word for row in rows for word in re.split(r"[ ,]+", row)}
+    assert SUITES[name].description.split("\n")[0] in section and "| `PLACE` |" in section
 
 
 MODEL = {"path": "m"}

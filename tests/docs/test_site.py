@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.docs.conftest import Built, build, copied
+from tests.docs.conftest import Built, build, small_copy
 
 
 class Page(HTMLParser):
@@ -82,7 +82,7 @@ def test_a_list_below_a_paragraph_is_a_list(site: Built) -> None:
 
 def test_what_is_broken_ends_the_build(tmp_path: Path) -> None:
     """A page in no menu; links to no page, no anchor, no file of the repository; a page that is gone is no fault."""
-    root = copied(tmp_path)
+    root = small_copy(tmp_path)
     text = "# X\n\n[a](nothing.md) [b](recipes.md#no-such) [c](../configs/nothing.yaml) [d](../configs/rft.yaml)\n"
     (root / "docs" / "extra.md").write_text(text, encoding="utf-8")
     (root / "docs" / "quickstart.md").unlink()

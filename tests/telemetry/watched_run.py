@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -38,7 +36,7 @@ def steps(tracker: Tracker, first: int, last: int, pause_s: float) -> None:
 
 
 def main(folder: Path, num_steps: int, pause_s: float, end: str) -> None:
-    """`end` is "finishes", "dies", or "waits" (for the file `go` in the folder, and then finishes)."""
+    """`end` is "finishes", or "waits" (for the file `go` in the folder, and then finishes)."""
     make_folder(folder)
     with held(folder):
         begin(folder)
@@ -46,8 +44,6 @@ def main(folder: Path, num_steps: int, pause_s: float, end: str) -> None:
             steps(tracker, 0, num_steps, pause_s)
             while end == "waits" and not (folder / "go").exists():
                 time.sleep(0.05)
-            if end == "dies":
-                os.kill(os.getpid(), signal.SIGKILL)
         for stage in ("rft", "evaluate"):
             write_json(folder / stage / "done.json", {})
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from generate.markdown import block, prose
 from rayalign.cli import _parser
-from rayalign.cli.parser import EXIT_CODES, OVERRIDES
+from rayalign.cli.evaluate import SUITES
+from rayalign.cli.parser import EXIT_CODES, OVERRIDES, Parser
 
 WIDTH = 100
 INTRO = """# Command line
@@ -18,7 +19,7 @@ INTRO = """# Command line
 
 
 def commands_page() -> str:
-    """A section for each command, and for those below it."""
+    """A section for each command, for those below it, and for each suite of `evaluate`."""
     parser = _parser()
     parts = [INTRO, *(part for name, command, summary in walk(parser) for part in _section(name, command, summary))]
     parts += ["## Settings", block(_without_title(OVERRIDES)), "## Exit codes", block(_without_title(EXIT_CODES))]
@@ -32,7 +33,17 @@ def walk(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Argume
             summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for name, command in action.choices.items():
                 yield command.prog, command, summaries.get(name, "")
+                yield from _suites(command)
                 yield from walk(command)
+
+
+def _suites(command: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
+    """The options of each suite hang on no sub-parser: the command asks for their parser when it has read the name."""
+    if isinstance(command, Parser) and command.by_choice is not None:
+        for name, suite in SUITES.items():
+            chosen = command.by_choice(["--suite", name])
+            if chosen is not None:
+                yield chosen.prog, chosen, suite.summary
 
 
 def _section(name: str, command: argparse.ArgumentParser, summary: str) -> Iterator[str]:
