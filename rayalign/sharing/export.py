@@ -14,10 +14,11 @@ from rayalign.config.selection import EvaluateStage
 from rayalign.data.template import Template, load_tokenizer
 from rayalign.errors import UserError, is_disk_full
 from rayalign.run import latest_results
+from rayalign.serving.newest import ROLES, SETTINGS
 from rayalign.sharing.card import CARD_FILE, About, Stated, card
 from rayalign.sharing.cases import choose_cases
 from rayalign.sharing.copying import copy_model
-from rayalign.sharing.found import ROLES, SETTINGS, SharedModel, SharedRun, find_run, read_settings
+from rayalign.sharing.found import SharedModel, SharedRun, find_run, read_settings
 from rayalign.sharing.heldout import heldout_examples
 from rayalign.sharing.measured import of_stages, of_suites
 from rayalign.sharing.reproduce import RECORD_FILE, check, record

@@ -13,8 +13,8 @@ from rayalign.config.service import is_loopback
 from rayalign.data.files import one_line
 from rayalign.data.hub import quiet_hub
 from rayalign.errors import RayalignError, UserError
+from rayalign.serving.newest import ROLES
 from rayalign.sharing.card import CARD_FILE
-from rayalign.sharing.found import ROLES
 from rayalign.sharing.reproduce import RECORD_FILE
 from rayalign.storage.run_folder import CONFIG_FILE
 

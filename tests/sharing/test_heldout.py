@@ -17,7 +17,7 @@ RESULTS = {"examples": EXAMPLES}
 
 def shown(root: Path, prompts: Any, *, sft: Any = None, **keys: Any) -> list[Any]:
     """The examples of a run whose evaluate stage has these prompts."""
-    evaluate = {key: value for key, value in EVALUATE.items() if key != "prompts"} | ({"prompts": prompts} if prompts else {})
+    evaluate = {key: value for key, value in (EVALUATE | {"prompts": prompts}).items() if value is not None}
     first = {"kind": "sft"} | ({"data": sft} if sft else {})
     run = make_run(root / "runs" / "tiny", [first, IRL, evaluate], **keys)
     (finish(run, "evaluate") / "results.json").write_text("{}")
