@@ -57,6 +57,28 @@ def record(file: Path, suite: str, results: dict[str, Any], *, model: Path, data
         write_json(file, found)
 
 
+def merge_evaluation(file: Path, content: bytes) -> None:
+    """Adds the suites of another evaluation to `file`: those that it lacks, and those that were run again later.
+
+    A `content` that is no evaluation adds nothing. Raises UserError where `file` is none.
+    """
+    try:
+        told = json.loads(content)
+        others = {name: one for name, one in told["suites"].items() if isinstance(one, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
+    with _locked(file):
+        found = read_evaluation(file)
+        newer = {name: one for name, one in others.items() if _time(one) > _time(found["suites"].get(name))}
+        if newer:
+            write_json(file, found | {"suites": found["suites"] | newer})
+
+
+def _time(entry: Any) -> str:
+    """When a suite was run (ISO, in UTC, so that texts compare as times); empty where there is none, below every other."""
+    return str(entry.get("time", "0")) if isinstance(entry, dict) else ""
+
+
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Keeps `file` to this process while it is read and written; a file system without locks goes without."""
@@ -80,16 +102,16 @@ def _taken(descriptor: int) -> bool:
     return True
 
 
-def read_evaluation(file: Path) -> dict[str, Any]:
-    """What it holds; no suites where it is not there. Raises UserError for what is no evaluation."""
+def read_evaluation(file: Path, *, remedy: str = "move it away") -> dict[str, Any]:
+    """What it holds; no suites where it is not there. Raises UserError, with `remedy`, for what is no evaluation."""
     if not file.exists():
         return {"suites": {}}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read as an evaluation ({error}); move it away, or give another --out") from None
+        raise UserError(f"{file}: cannot be read as an evaluation ({error}); {remedy}") from None
     if not isinstance(found, dict) or not isinstance(found.get("suites"), dict):
-        raise UserError(f"{file}: is no evaluation of this program; move it away, or give another --out")
+        raise UserError(f"{file}: is no evaluation of this program; {remedy}")
     return found
 
 
