@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from rayalign.config.fits import LOG_RATIO
+from rayalign.config.load import load_config
 from rayalign.config.model import LearnerConfig, ModelConfig
 from rayalign.data.rendered import RenderedPrompts
 from rayalign.data.template import Template, load_tokenizer
 from rayalign.engines.scorer import RewardScorer
 from rayalign.errors import DataError, UserError
 from rayalign.ports import ScorerSetup
+from rayalign.serving.newest import Role, finished_stages, newest
+from rayalign.storage.run_folder import CONFIG_FILE
 from rayalign.types import Ragged, Sequences
 
 MAX_LENGTH = 2048  # tokens of prompt and response, where the model does not say how far it reads
@@ -82,13 +85,13 @@ def pin_threads(threads: int | None) -> None:
 
 
 def find_reward(place: Path) -> Path:
-    """The reward at a place: a folder that holds one, or a run's only one. Raises UserError."""
+    """The reward at a place: a folder that holds one, or a run's only or newest one (`newest`). Raises UserError."""
     place = place.expanduser()
     if not place.is_dir():
         raise UserError(f"{place}: no such folder; give a run's folder, or one that holds a reward")
     if (place / LOG_RATIO).is_file() or (place / "config.json").is_file():
         return place
-    return _only_one("reward", place, [folder for folder in sorted(place.glob("*/reward")) if _holds_reward(folder)])
+    return _one_of("reward", place, [folder for folder in sorted(place.glob("*/reward")) if _holds_reward(folder)])
 
 
 def check_reward(folder: Path) -> None:
@@ -97,27 +100,33 @@ def check_reward(folder: Path) -> None:
 
 
 def find_policy(place: Path) -> Path:
-    """The language model at a place: a folder that holds one, or a run's only policy. Raises UserError."""
+    """The language model at a place: a folder that holds one, or a run's only or newest policy. Raises UserError."""
     place = place.expanduser()
     if not place.is_dir():
         raise UserError(f"{place}: no such folder; give a run's folder, or one that holds a language model")
     found = place
     if not (place / "config.json").is_file():
         stages = [folder for folder in sorted(place.glob("*/policy")) if (folder / "config.json").is_file()]
-        found = _only_one("policy", place, stages)
+        found = _one_of("policy", place, stages)
     if settings_of(found).get("rayalign_reward"):
         raise UserError(f"{found}: a reward, and no language model; give a folder that a stage saved as its policy")
     return found
 
 
-def _only_one(kind: str, place: Path, found: list[Path]) -> Path:
+def _one_of(role: Role, place: Path, found: list[Path]) -> Path:
+    """The only one; of several the newest of the run's finished stages, as `rayalign export` takes it."""
     if len(found) == 1:
         return found[0]
+    if found and (place / CONFIG_FILE).is_file():
+        config = load_config(place / CONFIG_FILE)
+        stage = newest(place, finished_stages(config, place)).get(role)
+        if stage is not None:
+            return place / stage.name / role
     if found:
         there = ", ".join(str(folder) for folder in found)
-        kinds = {"reward": "rewards", "policy": "policies"}[kind]
-        raise UserError(f"{place}: {len(found)} {kinds} are in this run ({there}); name one of them")
-    raise UserError(f"{place}: no {kind} in this folder, nor in a stage's; give RUN, or RUN/STAGE/{kind}")
+        kinds = {"reward": "rewards", "policy": "policies"}[role]
+        raise UserError(f"{place}: {len(found)} {kinds} are in this run, of no finished stage ({there}); name one of them")
+    raise UserError(f"{place}: no {role} in this folder, nor in a stage's; give RUN, or RUN/STAGE/{role}")
 
 
 def _holds_reward(folder: Path) -> bool:

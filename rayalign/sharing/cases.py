@@ -1,6 +1,6 @@
 """The texts that an export is checked with: answers that the run's evaluation kept, or short fixed ones.
 
-Rows of the training data are never among them: an export is made to be given away.
+Rows of the training data are not among them (see `sharing.heldout`): an export is made to be given away.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from rayalign.data.template import Template
 from rayalign.errors import UserError
 from rayalign.models.rewards import write_log_ratio
 from rayalign.models.token_reward import HEADS
-from rayalign.sharing.found import SETTINGS, SharedModel, read_settings
+from rayalign.serving.newest import SETTINGS
+from rayalign.sharing.found import SharedModel, read_settings
 
 ADAPTER = "adapter_config.json"  # of peft
 GENERATION = "generation_config.json"

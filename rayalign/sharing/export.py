@@ -14,10 +14,12 @@ from rayalign.config.selection import EvaluateStage
 from rayalign.data.template import Template, load_tokenizer
 from rayalign.errors import UserError, is_disk_full
 from rayalign.run import latest_results
+from rayalign.serving.newest import ROLES, SETTINGS
 from rayalign.sharing.card import CARD_FILE, About, Stated, card
 from rayalign.sharing.cases import choose_cases
 from rayalign.sharing.copying import copy_model
-from rayalign.sharing.found import ROLES, SETTINGS, SharedModel, SharedRun, find_run, read_settings
+from rayalign.sharing.found import SharedModel, SharedRun, find_run, read_settings
+from rayalign.sharing.heldout import heldout_examples
 from rayalign.sharing.measured import of_stages, of_suites
 from rayalign.sharing.reproduce import RECORD_FILE, check, record
 from rayalign.sharing.words import base_model, data_used, steps
@@ -86,7 +88,7 @@ def _export_one(run: SharedRun, model: SharedModel, target: Path, stated: Stated
         read_settings(model.folder / SETTINGS)  # damaged, the tokenizer's loader would blame the tokenizer
     template = _template(run, model)
     copy_model(model, target, settings, template)
-    cases = choose_cases(template, (results or {}).get("examples") or [], max_length=settings.max_length)
+    cases = choose_cases(template, heldout_examples(run, results), max_length=settings.max_length)
     recorded = record(model, cases, settings)
     recorded |= {"end_token_id": template.end_token_id, "versions": (found := _versions())}
     check(target, model.role, model.kind, recorded, template, settings)

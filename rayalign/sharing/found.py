@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +12,14 @@ from rayalign.config.base import stage_reference
 from rayalign.config.explain import did_you_mean
 from rayalign.config.fits import LOG_RATIO
 from rayalign.config.load import load_config
-from rayalign.config.loops import RlStage
 from rayalign.config.run import RunConfig
 from rayalign.config.stages import Stage
 from rayalign.errors import UserError
+from rayalign.serving.newest import ROLES, SETTINGS, Role, finished_stages, holds, newest
 from rayalign.storage.mirror import DONE
 from rayalign.storage.run_folder import CONFIG_FILE
 
-Role = Literal["policy", "reward"]
-ROLES: tuple[Role, ...] = ("policy", "reward")
 Kind = Literal["policy", "sequence_reward", "token_reward", "log_ratio_reward"]
-SETTINGS = "config.json"
 
 
 @dataclass(frozen=True)
@@ -74,10 +71,10 @@ def find_run(place: Path, *, stage: str | None = None) -> SharedRun:
     config = load_config(folder / CONFIG_FILE)
     if stage is not None:
         return SharedRun(folder, config, _of_stage(folder, config, stage))
-    finished = [one for one in config.stages if (folder / one.name / DONE).is_file()]
+    finished = finished_stages(config, folder)
     if not finished:
         raise UserError(f"{place}: no stage of this run has finished; the same `rayalign train` goes on with it")
-    models = list(_newest(folder, finished))
+    models = [SharedModel(role, maker, folder / maker.name / role) for role, maker in newest(folder, finished).items()]
     if not models:
         names = ", ".join(one.name for one in finished)
         raise UserError(f"{place}: its finished stages ({names}) left neither a policy nor a reward to export")
@@ -113,32 +110,7 @@ def _of_stage(folder: Path, config: RunConfig, name: str) -> list[SharedModel]:
         raise UserError(f"--stage {name}: this run has no stage of that name{meant}")
     if not (folder / name / DONE).is_file():
         raise UserError(f"--stage {name}: has not finished in {folder}; the same `rayalign train` goes on with it")
-    models = [SharedModel(role, stages[name], folder / name / role) for role in ROLES if _holds(folder, name, role)]
+    models = [SharedModel(role, stages[name], folder / name / role) for role in ROLES if holds(folder, name, role)]
     if not models:
         raise UserError(f"--stage {name}: a stage {stages[name].kind} leaves neither a policy nor a reward; name another")
     return models
-
-
-def _newest(folder: Path, finished: list[Stage]) -> Iterator[SharedModel]:
-    """The last policy, and the reward that it followed where that is a stage's; else the last reward."""
-    by_role: dict[Role, list[Stage]] = {role: [s for s in finished if _holds(folder, s.name, role)] for role in ROLES}
-    if by_role["policy"]:
-        yield SharedModel("policy", maker := by_role["policy"][-1], folder / maker.name / "policy")
-    if by_role["reward"]:
-        followed = _followed(by_role["policy"][-1]) if by_role["policy"] else None
-        by_name = {stage.name: stage for stage in by_role["reward"]}
-        maker = by_name.get(followed or "", by_role["reward"][-1])
-        yield SharedModel("reward", maker, folder / maker.name / "reward")
-
-
-def _followed(stage: Stage) -> str | None:
-    """The stage of the reward that a policy was trained on, or its own."""
-    if not isinstance(stage, RlStage):
-        return stage.name
-    reference = stage_reference(stage.reward) if stage.reward else None
-    return reference[0] if reference else None
-
-
-def _holds(folder: Path, stage: str, role: Role) -> bool:
-    found = folder / stage / role
-    return (found / SETTINGS).is_file() or (found / LOG_RATIO).is_file()

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from rayalign.config.fits import LOG_RATIO
 from rayalign.config.service import is_loopback
 from rayalign.data.files import one_line
 from rayalign.data.hub import quiet_hub
 from rayalign.errors import RayalignError, UserError
+from rayalign.serving.newest import ROLES
 from rayalign.sharing.card import CARD_FILE
-from rayalign.sharing.found import ROLES
 from rayalign.sharing.reproduce import RECORD_FILE
 from rayalign.storage.run_folder import CONFIG_FILE
 
+# What an earlier push of another shape left would be loaded beside, or in place of, what is sent. `*` crosses folders.
+STALE = (
+    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json", "*/config.json",
+    "adapter_config.json", LOG_RATIO,
+)  # fmt: skip
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 Answer = TypeVar("Answer")
 LOG_IN = "set HF_TOKEN in the environment to a token that may write, or run `hf auth login`"
@@ -36,7 +42,8 @@ class Parcel:
         total = sum(self.files.values())
         width = max(len(name) for name in self.files)
         head = f"{self.folder} -> {self.repo_id}: {len(self.files)} files, {_size(total)}"
-        return [head, *(f"  {name:<{width}}  {_size(size)}" for name, size in self.files.items())]
+        files = (f"  {name:<{width}}  {_size(size)}" for name, size in self.files.items())
+        return [head, *files, f"  weights and configs of an earlier push that are not among these go: {', '.join(STALE)}"]
 
 
 def parcels(place: Path, repo_id: str) -> list[Parcel]:
@@ -79,6 +86,8 @@ def check_hub() -> str:
 def push(parcel: Parcel, *, private: bool = False) -> str:
     """Makes the repository where there is none, and sends the folder as one commit; the repository's address.
 
+    Weights of an earlier push that are not sent again go with that commit.
+
     Raises UserError where the hub refuses (no rights, a public repository where a private one is wanted), RayalignError
     where it cannot be reached or fails.
     """
@@ -97,6 +106,7 @@ def push(parcel: Parcel, *, private: bool = False) -> str:
                 repo_id=parcel.repo_id,
                 folder_path=parcel.folder,
                 allow_patterns=[_literally(name) for name in parcel.files],
+                delete_patterns=list(STALE),  # in the same commit; not what is sent
                 commit_message="Exported by rayalign",
             ),
         )

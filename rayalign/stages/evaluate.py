@@ -19,7 +19,7 @@ from rayalign.stages.groups import RewardGroup
 from rayalign.stages.inputs import load_preferences, load_prompts
 from rayalign.stages.scoring import every_score, scorer
 from rayalign.storage.aside import write_json, written_aside
-from rayalign.storage.evaluation import EVALUATION_FILE, STAGE_SUITE, packed, record
+from rayalign.storage.evaluation import EVALUATION_FILE, STAGE_SUITE, packed, read_evaluation, record
 from rayalign.types import Sequences, TokenizedPrompts
 
 
@@ -31,6 +31,7 @@ def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
     source = stage.prompts or context.config.data.prompts
     if source is None:
         raise DataError(f"stage {stage.name} needs prompts: set its prompts, or data.prompts")
+    read_evaluation(context.folder / EVALUATION_FILE)  # one that is damaged is told now, and not after the sampling
     prompts = load_prompts(context, source, room=stage.sampling.max_new_tokens, limit=stage.num_prompts)
     samples = _sample_all(context, stage, prompts)
     judge = scorer(context, stage.reward) if stage.reward else contextlib.nullcontext()
@@ -43,6 +44,7 @@ def run_evaluate(context: RunContext, stage: EvaluateStage) -> None:
         path.write_text("".join(_lines(context, samples, scores)), encoding="utf-8")
     write_json(folder / "results.json", results)
     found = {"models": results["models"], "by_prompt": by_prompt, "seed": context.config.seed}
+    found["sampling"] = {"max_new_tokens": stage.sampling.max_new_tokens, "num_per_prompt": stage.num_per_prompt}
     data = {"path": source.path, "fingerprint": fingerprint(prompts), "num_rows": len(prompts)}
     record(context.folder / EVALUATION_FILE, f"{STAGE_SUITE}{stage.name}", found, model=context.folder, data=data)
     rows = [

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rayalign.storage.aside import written_aside
 from rayalign.storage.checkpoints import (
     CHECKPOINTS,
     FORMAT,
@@ -23,11 +24,12 @@ from rayalign.storage.checkpoints import (
     best_of,
     parse_manifest,
 )
+from rayalign.storage.evaluation import EVALUATION_FILE, merge_evaluation
 from rayalign.storage.remote import NotThere, Remote
 
 DONE = "done.json"  # in the folder of a stage that has finished
 # Of the run itself, that a resumed one goes on with.
-BESIDE = ("metrics.jsonl", "rounds.jsonl", "alarms.jsonl", "evaluation.json", "wandb_run_id", "mlflow_run_id")
+BESIDE = ("metrics.jsonl", "rounds.jsonl", "alarms.jsonl", EVALUATION_FILE, "wandb_run_id", "mlflow_run_id")
 Signature = tuple[tuple[str, int, int, int], ...]  # of each file: name, bytes, when it was changed, inode
 
 
@@ -155,15 +157,17 @@ class Mirror:
         return found
 
     def fetch_beside(self, folder: Path) -> None:
-        """Brings the files of the run itself, each if it is there."""
+        """Brings the files of the run itself, each if it is there; evaluations are merged with those here."""
         for name in BESIDE:
             try:
                 content = self.remote.read(name)
             except NotThere:
                 continue
-            aside = folder / f".{name}.part"
-            aside.write_bytes(content)
-            aside.replace(folder / name)
+            if name == EVALUATION_FILE and (folder / name).exists():
+                merge_evaluation(folder / name, content)  # what suites measured here is nowhere else
+                continue
+            with written_aside(folder / name) as aside:
+                aside.write_bytes(content)
 
     def prune(self, stage: str, keep: int) -> None:
         """Removes all checkpoints of a stage but the `keep` newest and the best, also those that never became whole."""

@@ -25,6 +25,24 @@ def interval(found: dict[str, Any], digits: int = 3) -> str:
     return f"{found['mean']:.{digits}f} ({found['low']:.{digits}f}{dash}{found['high']:.{digits}f})"
 
 
+def unlike(first: dict[str, Any], second: dict[str, Any], *, but: tuple[str, ...] = ("seed",)) -> str:
+    """In a few words, the settings in which two evaluations differ, those in `but` left out; empty where they agree."""
+    names = [name for name in {**first, **second} if name not in but and first.get(name) != second.get(name)]
+    return ", ".join(f"{name} {_shown(second.get(name))} and not {_shown(first.get(name))}" for name in names)
+
+
+def seeds(name: str, first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """A line where the answers of a pair were drawn with other seeds, which a difference allows."""
+    if first.get("seed") == second.get("seed"):
+        return []
+    return [f"  {name}: drawn with seed {second.get('seed')}, the first with seed {first.get('seed')}"]
+
+
+def _shown(value: Any) -> str:
+    text = "unknown" if value is None else str(value)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
+
+
 def difference(second: str, first: str, found: PairedDifference, *, of: str, by: str = "prompt") -> str:
     """One line: how much more `second` has of something, paired, and whether that is shown."""
     told = found.difference

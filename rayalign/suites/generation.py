@@ -21,11 +21,12 @@ from rayalign.evaluate.duels import win_rates
 from rayalign.evaluate.statistics import bootstrap_interval, paired_bootstrap
 from rayalign.serving.saved import find_policy
 from rayalign.stages.best_of_n import best_of_curve
-from rayalign.storage.aside import check_writable, written_aside
-from rayalign.storage.evaluation import EVALUATION_FILE, content_of, packed, read_evaluation, record
+from rayalign.storage.aside import written_aside
+from rayalign.storage.evaluation import content_of, packed, record
 from rayalign.suites.answers import Answerer
 from rayalign.suites.judges import Answers, Judge, find_golden_judge, find_reward_judge
 from rayalign.suites.options import ModelOptions
+from rayalign.suites.place import evaluation_file
 from rayalign.types import Conversation
 
 SUITE = "generation"
@@ -75,9 +76,7 @@ def evaluate_generation(
     """
     settings, options = settings or Generation(), options or ModelOptions()
     folders = _folders(place, settings)
-    file = out or place.expanduser() / EVALUATION_FILE
-    check_writable(file)
-    read_evaluation(file)
+    file = evaluation_file(place, out)
     asked = [prompt for _, prompt in shapes.prompts(read_rows(prompts, resolve=str))]
     judges = _judges(place, asked, settings, options)
     answers, cut = _drawn(folders, asked, settings, options)

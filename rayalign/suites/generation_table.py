@@ -6,7 +6,7 @@ from typing import Any
 
 from rayalign.evaluate.statistics import paired_bootstrap
 from rayalign.storage.evaluation import unpacked
-from rayalign.suites.columns import Row, difference, interval, side_by_side
+from rayalign.suites.columns import Row, difference, interval, seeds, side_by_side, unlike
 
 
 def table(results: dict[str, Any]) -> list[str]:
@@ -69,15 +69,23 @@ def _win_rates(results: list[dict[str, Any]]) -> list[Row]:
 
 
 def _differences(first_name: str, name: str, first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    lines = []
+    drawn = [one["sampling"] | {"answers a prompt": one["num_samples"]} for one in (first, second)]
+    if others := unlike(*drawn):
+        return [f"  {name}: drawn with {others}, and so without a difference"]
+    lines = seeds(name, *drawn)
     for judge, judged in first["scores"].items():
-        if second["judges"].get(judge) != first["judges"][judge] and judge == "reward":
+        if judge == "reward" and _content(second) != _content(first):
             lines.append(f"  {name}: judged by another reward, and so without a difference")
             continue
         if judge in second["scores"]:
             a, b = (unpacked(one["by_prompt"]["policy"]) for one in (second["scores"][judge], judged))
             lines.append(difference(name, first_name, paired_bootstrap(a, b), of=judge))
     return lines
+
+
+def _content(results: dict[str, Any]) -> Any:
+    """What the reward that judged is, wherever it lies."""
+    return results["judges"].get("reward", {}).get("content")
 
 
 def _best_of(curve: dict[str, Any]) -> list[str]:

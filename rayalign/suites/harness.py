@@ -15,12 +15,12 @@ from rayalign.data.template import Template, load_tokenizer
 from rayalign.evaluate.statistics import bootstrap_interval
 from rayalign.ports import SamplerSetup
 from rayalign.serving.saved import find_policy, max_length_of, num_threads, pin_threads, settings_of
-from rayalign.storage.aside import check_writable
-from rayalign.storage.evaluation import EVALUATION_FILE, packed, read_evaluation, record
+from rayalign.storage.evaluation import packed, record
 from rayalign.suites.answers import MAX_LENGTH
 from rayalign.suites.extras import need
 from rayalign.suites.harness_tasks import check_names, check_tasks, find_tasks
 from rayalign.suites.options import ModelOptions
+from rayalign.suites.place import evaluation_file
 
 SUITE = "lm-eval"
 FEWSHOT_SEED = 1234  # lm_eval's own: with another, the examples before a question are others, and so are the numbers
@@ -58,9 +58,7 @@ def evaluate_harness(
     need(f"suite {SUITE}", "lm_eval")
     options = options or ModelOptions()
     folder = find_policy(place)
-    file = out or place.expanduser() / EVALUATION_FILE
-    check_writable(file)
-    read_evaluation(file)
+    file = evaluation_file(place, out)
     template = _template(folder, settings, options)
     manager = find_tasks(settings.tasks, settings.include_path)
     check_names(manager, settings.tasks)

@@ -11,12 +11,13 @@ from rayalign.config.data import DataSource
 from rayalign.data.fingerprint import fingerprint
 from rayalign.evaluate.statistics import bootstrap_interval, paired_bootstrap, proportion_interval
 from rayalign.serving.saved import find_policy
-from rayalign.storage.aside import check_writable, written_aside
-from rayalign.storage.evaluation import EVALUATION_FILE, read_evaluation, record
+from rayalign.storage.aside import written_aside
+from rayalign.storage.evaluation import record
 from rayalign.suites.answers import Answer, Answerer
-from rayalign.suites.columns import WIDTH, Row, difference, interval, side_by_side
+from rayalign.suites.columns import WIDTH, Row, difference, interval, seeds, side_by_side, unlike
 from rayalign.suites.instructions import Asked, followed, read_asked
 from rayalign.suites.options import ModelOptions
+from rayalign.suites.place import evaluation_file
 
 SUITE = "ifeval"
 WAYS = ("strict", "loose")  # loose: also without first or last line, or asterisks, so an upper bound
@@ -39,9 +40,7 @@ def evaluate_ifeval(
     that the checks need, DataError for rows that are not IFEval's.
     """
     folder = find_policy(place)
-    file = out or place.expanduser() / EVALUATION_FILE
-    check_writable(file)
-    read_evaluation(file)
+    file = evaluation_file(place, out)
     asked = read_asked(prompts)
     with Answerer(folder, options) as answerer:
         sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
@@ -135,6 +134,11 @@ def comparison(found: dict[str, dict[str, Any]]) -> list[str]:
         if found[name]["data"]["fingerprint"] != data["fingerprint"]:
             lines.append(f"  {name}: measured on other prompts, and so without a difference")
             continue
+        drawn = [one["results"]["sampling"] for one in (first, found[name])]
+        if others := unlike(*drawn):
+            lines.append(f"  {name}: drawn with {others}, and so without a difference")
+            continue
+        lines += seeds(name, *drawn)
         a, b = (_whole(one["results"]["by_prompt"]["strict"]) for one in (found[name], first))
         lines.append(difference(name, names[0], paired_bootstrap(a, b), of="prompts, strict"))
     return lines

@@ -83,7 +83,7 @@ class Judge:
             raise UserError(f"--judge {self.url}: over plain http the key would travel in clear; use https, or a tunnel")
         self._lock = threading.Lock()
         self._free_at = 0.0  # when the next request may go
-        self._due = time.monotonic() + options.deadline_s
+        self._due: float | None = None  # the deadline's end; it runs from the first request, and not while answers are drawn
         self.stop = threading.Event()  # set: whoever waits gives up
 
     def body(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
@@ -120,9 +120,10 @@ class Judge:
         """Waits until the rate, and a pause that the judge asked for, allow a request."""
         with self._lock:
             start = max(time.monotonic(), self._free_at)
+            due = self._begun()
             if self.options.requests_per_minute:
                 self._free_at = start + 60.0 / self.options.requests_per_minute
-        if start >= self._due:
+        if start >= due:
             last = f" (the last: {told})" if told else ""
             raise JudgeDown(
                 f"judge {self.url}: not done within {self.options.deadline_s:g} s{last}; start again (what is judged is "
@@ -130,6 +131,12 @@ class Judge:
             )
         if self.stop.wait(max(0.0, start - time.monotonic())):
             raise JudgeDown(f"judge {self.url}: given up")
+
+    def _begun(self) -> float:
+        """When all judging must be done: the clock starts with the first request."""
+        if self._due is None:
+            self._due = time.monotonic() + self.options.deadline_s
+        return self._due
 
     def _pause(self, seconds: float) -> None:
         with self._lock:
@@ -140,7 +147,7 @@ class Judge:
         key = self._key()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
-        timeout_s = max(0.001, min(self.options.timeout_s, self._due - time.monotonic()))
+        timeout_s = max(0.001, min(self.options.timeout_s, self._begun() - time.monotonic()))
         try:
             answer = post(self.url, sent, headers, timeout_s=timeout_s, max_bytes=MAX_BYTES)
         except NoAnswer as error:

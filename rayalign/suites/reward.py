@@ -18,8 +18,8 @@ from rayalign.data.tokenize import tokenize_preferences
 from rayalign.errors import DataError
 from rayalign.evaluate.reward_accuracy import ScoredPairs, reward_accuracy
 from rayalign.serving.saved import SavedReward, find_reward, pin_threads
-from rayalign.storage.aside import check_writable
-from rayalign.storage.evaluation import EVALUATION_FILE, read_evaluation, record
+from rayalign.storage.evaluation import record
+from rayalign.suites.place import evaluation_file
 
 SUITE = "reward"
 OTHERS = "all"  # the section of rows that name none
@@ -44,9 +44,7 @@ def evaluate_reward(
     Raises UserError for a place without a reward, DataError for rows that are no pairs.
     """
     folder = find_reward(place)
-    file = out or place.expanduser() / EVALUATION_FILE
-    check_writable(file)
-    read_evaluation(file)
+    file = evaluation_file(place, out)
     labels: dict[Place, tuple[str, str]] = {}
     tally = Tally()
     rows = list(shapes.preferences(_labelled(read_rows(pairs, resolve=_local), labels), tally=tally))

@@ -6,7 +6,7 @@ from typing import Any
 
 from rayalign.evaluate.statistics import paired_bootstrap
 from rayalign.storage.evaluation import unpacked
-from rayalign.suites.columns import Row, difference, interval, side_by_side
+from rayalign.suites.columns import Row, difference, interval, seeds, side_by_side, unlike
 
 MEASURES = {"golden": "golden reward", "reward": "learned reward"}
 
@@ -28,6 +28,11 @@ def comparison(found: dict[str, dict[str, Any]]) -> list[str]:
         if found[name]["data"]["fingerprint"] != data["fingerprint"]:
             lines.append(f"  {name} was measured on other prompts, and so without a difference")
             continue
+        own, base = found[name]["results"], first["results"]
+        if others := unlike(base.get("sampling", {}), own.get("sampling", {})):
+            lines.append(f"  {name} was drawn with {others}, and so without a difference")
+            continue
+        lines += seeds(name, base, own)
         for model, t in common:
             a, b = (one["results"]["by_prompt"][model][t] for one in (found[name], first))
             if "golden" in a and "golden" in b:

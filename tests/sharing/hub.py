@@ -52,7 +52,14 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        if not self._refused():
+        if self._refused():
+            return
+        name, tree, _ = self.path.removeprefix("/api/models/").partition("/tree/main")
+        if tree:
+            files = self.state.repositories[name]
+            entries = [{"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40} for path in files]
+            self._answer(200, entries)  # type: ignore[arg-type]
+        else:
             name = self.path.removeprefix("/api/models/").partition("/revision")[0]
             found = {"id": name, "private": name in self.state.private, "sha": "0" * 40, "siblings": []}
             self._answer(200 if name in self.state.repositories else 404, found)
@@ -103,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.state.stored[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         self._answer(200, {"commitUrl": f"{self.state.url}/{name}/commit/{'0' * 40}", "commitOid": "0" * 40})
 
     def _refused(self) -> bool:

@@ -32,7 +32,8 @@ IRL = {
     "sampling": {"max_new_tokens": 20},
 }
 MODELS = {"sft": "stage:sft/policy", "rft": "stage:rft/policy"}
-EVALUATE = {"kind": "evaluate", "models": MODELS, "sampling": {"max_new_tokens": 20}}
+HELDOUT = {"path": "owner/heldout"}  # prompts that no stage trains on
+EVALUATE = {"kind": "evaluate", "models": MODELS, "prompts": HELDOUT, "sampling": {"max_new_tokens": 20}}
 
 
 def make_run(folder: Path, stages: list[dict[str, Any]], **keys: Any) -> Path:

@@ -64,6 +64,18 @@ def test_a_run_is_exported_first_and_a_dry_run_asks_nobody(
     assert len(server.asked) == num_asked and "model.safetensors" in capsys.readouterr().out
 
 
+def test_weights_of_an_earlier_push_go(exported: Path, server: Hub) -> None:
+    """Shards, an index or heads beside the new weights would be loaded with them; what the user put there stays."""
+    (policy,) = parcels(exported / "policy", "me/tiny")
+    stale = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+             "rayalign_heads/model.safetensors", "reference/config.json", "log_ratio.json")  # fmt: skip
+    server.repositories["me/tiny"] = dict.fromkeys((*stale, "config.json", "picture.png", ".gitattributes"), b"old")
+    push(policy)
+    kept = {"picture.png": b"old", ".gitattributes": b"old"}
+    assert server.repositories["me/tiny"] == content(exported / "policy") | kept
+    assert "go: *.safetensors, " in policy.lines()[-1]
+
+
 def test_what_the_hub_refuses_is_one_line(exported: Path, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     (policy,) = parcels(exported / "policy", "me/tiny")
     for part, status, kind, told in (

@@ -91,6 +91,25 @@ def test_a_checkpoint_comes_back_as_it_was(kind, run, tmp_path, request):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n'  # a half record is nobody's
 
 
+def test_what_was_measured_here_stays(run, tmp_path):
+    """The mirror's evaluation.json is of the last checkpoint; suites that ran here since then are nowhere else."""
+    uri = f"file://{tmp_path}/mirror/x"
+    Remote(uri, timeout_s=10).probe()
+    old, new = ({"time": f"2026-01-0{day}T00:00:00+00:00", "day": day} for day in (1, 2))
+    there = {"stage:evaluate": new, "ifeval": old, "lm-eval": old}
+    write_json(run / "evaluation.json", {"suites": there})
+    save(local(run), 7, 0.5)
+    following, told = follow(mirror_at(uri), run)
+    assert following.finish(long) == [] and told == []
+    write_json(run / "evaluation.json", {"suites": {"stage:evaluate": old, "ifeval": new, "mt-bench": old}})
+    mirror_at(uri).fetch_beside(run)
+    merged = {"stage:evaluate": new, "ifeval": new, "mt-bench": old, "lm-eval": old}
+    assert json.loads((run / "evaluation.json").read_text()) == {"suites": merged}
+    (tmp_path / "fresh").mkdir()
+    mirror_at(uri).fetch_beside(tmp_path / "fresh")
+    assert json.loads((tmp_path / "fresh" / "evaluation.json").read_text()) == {"suites": there}
+
+
 def test_the_manifest_comes_last_and_goes_first(s3, run):
     mirror = mirror_at(s3.uri("x"))
     for step in (1, 2, 3):

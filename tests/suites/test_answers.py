@@ -62,7 +62,7 @@ def test_which_policy_is_meant(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert find_policy(tmp_path / "run" / "sft" / "policy") == tmp_path / "run" / "sft" / "policy"
     for place, words in {
-        tmp_path / "run": "2 policies are in this run",
+        tmp_path / "run": "2 policies are in this run, of no finished stage",
         tmp_path / "nowhere": "no such folder",
         tmp_path / "empty": "no policy in this folder",
         tmp_path / "run" / "irl" / "reward": "a reward, and no language model",

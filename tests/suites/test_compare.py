@@ -107,3 +107,55 @@ def test_evaluate_stages_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
     assert f"{golden.mean():.3f} (" in lines[2] and lines[2].strip().startswith("rft, golden reward, T=1")
     assert "b minus a, prompt by prompt, of rft's golden reward at T = 1: +0.100 (95% interval +0.100 to +0.100)" in lines[3]
     assert lines[4] == "  c was measured on other prompts, and so without a difference"
+
+
+def generation(content: str, path: str = "rewards/a", num: int = 1, **sampling: object) -> dict[str, object]:
+    """Results of suite `generation`, as far as a comparison reads them."""
+    one = {"mean": 0.5, "low": 0.4, "high": 0.6, "num": 3}
+    answers = {"length": one, "ended_frac": one, "distinct": {"1": 0.5}, "repeated_4grams_frac": one}
+    return {
+        "num_prompts": 3,
+        "num_samples": num,
+        "sampling": {"temperature": 1.0, "max_new_tokens": 256, "seed": 0} | sampling,
+        "answers": {"policy": answers},
+        "scores": {"reward": {"policy": one, "by_prompt": {"policy": packed([0.1, 0.2, 0.3])}}},
+        "judges": {"reward": {"path": path, "content": {"model.safetensors": content}}},
+        "models": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (generation("x", path="elsewhere/a"), "b minus a, prompt by prompt, of reward"),
+        (generation("y"), "b: judged by another reward, and so without a difference"),
+        (generation("x", temperature=0.5), "b: drawn with temperature 0.5 and not 1.0, and so without a difference"),
+        (generation("x", max_new_tokens=64), "b: drawn with max_new_tokens 64 and not 256, and so without"),
+        (generation("x", num=4), "b: drawn with answers a prompt 4 and not 1, and so without a difference"),
+    ],
+)
+def test_only_like_answers_have_a_difference(tmp_path: Path, second: dict[str, object], told: str) -> None:
+    """The judge is told by its content, wherever it lies; other answers would differ for another reason."""
+    data = {"path": "prompts.jsonl", "fingerprint": "f" * 32, "num_rows": 3}
+    for name, results in (("a", generation("x")), ("b", second)):
+        record(tmp_path / name / "evaluation.json", "generation", results, model=tmp_path, data=data)
+    last = compare([tmp_path / "a", tmp_path / "b"])[-1]
+    assert told in last and ("minus" in told or "minus" not in last)
+
+
+def test_another_seed_is_told(tmp_path: Path) -> None:
+    data = {"path": "prompts.jsonl", "fingerprint": "f" * 32, "num_rows": 3}
+    for name, seed in (("a", 0), ("b", 7)):
+        record(tmp_path / name / "evaluation.json", "generation", generation("x", seed=seed), model=tmp_path, data=data)
+    lines = compare([tmp_path / "a", tmp_path / "b"])
+    assert lines[-2] == "  b: drawn with seed 7, the first with seed 0" and "b minus a" in lines[-1]
+
+
+def test_stages_that_drew_otherwise_have_no_difference(tmp_path: Path) -> None:
+    golden = np.random.default_rng(0).random(20)
+    places = [write_stage(tmp_path / name, golden) for name in ("a", "b")]
+    for place, tokens in zip(places, (20, 40), strict=True):
+        found = json.loads((place / "evaluation.json").read_text())
+        found["suites"]["stage:evaluate"]["results"]["sampling"] = {"max_new_tokens": tokens, "num_per_prompt": 1}
+        (place / "evaluation.json").write_text(json.dumps(found))
+    assert compare(places)[-1] == "  b was drawn with max_new_tokens 40 and not 20, and so without a difference"

@@ -95,8 +95,9 @@ def test_on_the_command_line(tmp_path: Path, prompts: DataSource) -> None:
     assert saved["versions"]["lm_eval"] and saved["data"]["num_rows"] == 3 and [row["key"] for row in rows] == [7, 8, 9]
 
 
-def write_evaluation(folder: Path, asked: Any, answers: list[str], fingerprint: str = "f") -> Path:
-    results = accuracies(asked, followed(asked, answers)) | {"ended_frac": 1.0}
+def write_evaluation(folder: Path, asked: Any, answers: list[str], fingerprint: str = "f", max_new_tokens: int = 9) -> Path:
+    results: dict[str, Any] = accuracies(asked, followed(asked, answers)) | {"ended_frac": 1.0}
+    results["sampling"] = {"temperature": 0.0, "max_new_tokens": max_new_tokens, "seed": 0}
     data = {"path": "prompts.jsonl", "fingerprint": fingerprint * 32, "num_rows": len(asked)}
     record(folder / "evaluation.json", "ifeval", results, model=folder, data=data)
     return folder
@@ -111,6 +112,8 @@ def test_side_by_side(tmp_path: Path, prompts: DataSource) -> None:
     assert any("instructions, loose" in line and "1.000 (1.000-1.000)" in line for line in lines)
     other = write_evaluation(tmp_path / "c", asked, ANSWERS, "0")
     assert "measured on other prompts, and so without a difference" in compare([one, other])[-1]
+    longer = write_evaluation(tmp_path / "d", asked, ANSWERS, max_new_tokens=10)
+    assert "d: drawn with max_new_tokens 10 and not 9, and so without a difference" in compare([one, longer])[-1]
     found = json.loads((two / "evaluation.json").read_text())
     found["suites"]["ifeval"]["results"]["by_prompt"]["strict"] = "0 x"
     (two / "evaluation.json").write_text(json.dumps(found))

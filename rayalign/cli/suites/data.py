@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rayalign.cli.parser import count
 from rayalign.config.data import DataSource
@@ -15,6 +16,25 @@ def add_data_options(evaluate: argparse.ArgumentParser, option: str, about: str)
     evaluate.add_argument(option, required=True, metavar="FILE", help=about)
     evaluate.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="names of the columns, if others")
     evaluate.add_argument("--limit", type=count, metavar="N", help="the first N rows")
+
+
+def tell_policy(place: Path) -> None:
+    """Which of a run's policies is measured, before the work. Raises UserError for a place without one."""
+    from rayalign.serving.saved import find_policy
+
+    _tell("policy", place, find_policy(place))
+
+
+def tell_reward(place: Path) -> None:
+    """As `tell_policy`, of rewards."""
+    from rayalign.serving.saved import find_reward
+
+    _tell("reward", place, find_reward(place))
+
+
+def _tell(role: str, place: Path, found: Path) -> None:
+    if found != place.expanduser():
+        print(f"{role} of {place}: {found}", flush=True)
 
 
 def data_source(parsed: argparse.Namespace, path: str, option: str) -> DataSource:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rayalign.cli.parser import add_engine_options, count, model_options, seed
 from rayalign.cli.suites import Suite
-from rayalign.cli.suites.data import add_data_options, data_source
+from rayalign.cli.suites.data import add_data_options, data_source, tell_policy, tell_reward
 
 
 def _add_options(evaluate: argparse.ArgumentParser) -> None:
@@ -40,6 +40,11 @@ def _run(parsed: argparse.Namespace) -> None:
         best_of=parsed.best_of,
     )
     source = data_source(parsed, parsed.prompts, "--prompts")
+    tell_policy(parsed.place)
+    if parsed.against is not None:
+        tell_policy(parsed.against)
+    if parsed.reward is not None:
+        tell_reward(parsed.reward)
     file, results = evaluate_generation(parsed.place, source, settings, model_options(parsed), out=parsed.out)
     print("\n".join(table(results)))
     print(f"evaluation: {file}, answers: {file.with_name('generation.jsonl')}")

@@ -6,7 +6,7 @@ import argparse
 
 from rayalign.cli.parser import add_engine_options, count, model_options, seed
 from rayalign.cli.suites import Suite
-from rayalign.cli.suites.data import add_data_options, data_source
+from rayalign.cli.suites.data import add_data_options, data_source, tell_policy
 
 
 def _add_options(evaluate: argparse.ArgumentParser) -> None:
@@ -20,9 +20,11 @@ def _add_options(evaluate: argparse.ArgumentParser) -> None:
 def _run(parsed: argparse.Namespace) -> None:
     from rayalign.suites.ifeval import evaluate_ifeval, table
 
+    source = data_source(parsed, parsed.prompts, "--prompts")
+    tell_policy(parsed.place)
     file, results = evaluate_ifeval(
         parsed.place,
-        data_source(parsed, parsed.prompts, "--prompts"),
+        source,
         model_options(parsed),
         max_new_tokens=parsed.max_new_tokens,
         temperature=parsed.temperature,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rayalign.cli.parser import add_engine_options, count, model_options, seed
+from rayalign.cli.parser import add_engine_options, count, model_options, seed, whole
 from rayalign.cli.suites import Suite
+from rayalign.cli.suites.data import tell_policy
 
 
 def _add_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--tasks", required=True, type=_names, metavar="A,B", help="tasks or groups, such as leaderboard")
     evaluate.add_argument("--include-path", type=Path, metavar="DIR", help="tasks of your own (their code is run)")
     evaluate.add_argument("--limit", type=count, metavar="N", help="the first N rows of each task, to try it")
-    evaluate.add_argument("--num-fewshot", type=seed, metavar="N", help="examples before a question; else the task's own")
+    evaluate.add_argument("--num-fewshot", type=whole, metavar="N", help="examples before a question; else the task's own")
     evaluate.add_argument("--apply-chat-template", action="store_true", help="put the questions as dialogues")
     evaluate.add_argument("--backend", choices=["vllm", "hf"], default="vllm", help="vLLM, or transformers (vllm)")
     evaluate.add_argument("--batch-size", type=count, default=8, metavar="N", help="of backend hf (8)")
@@ -35,6 +36,7 @@ def _run(parsed: argparse.Namespace) -> None:
         batch_size=parsed.batch_size,
         seed=parsed.seed,
     )
+    tell_policy(parsed.place)
     file, results = evaluate_harness(parsed.place, settings, model_options(parsed), out=parsed.out)
     print("\n".join(table(results)))
     print(f"evaluation: {file}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayalign.cli.parser import add_engine_options, count, model_options, not_negative, positive, seed, whole
 from rayalign.cli.suites import Suite
+from rayalign.cli.suites.data import tell_policy
 from rayalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ def _run(parsed: argparse.Namespace) -> None:
         drawing=Drawing(parsed.max_new_tokens, parsed.seed, model_options(parsed)),
         against=parsed.pairwise,
     )
+    tell_policy(parsed.place)
+    if parsed.pairwise is not None:
+        tell_policy(parsed.pairwise)
     file, results = evaluate_mt_bench(parsed.place, bench, out=parsed.out)
     print("\n".join(table(results)))
     print(f"evaluation: {file}")
@@ -98,7 +102,7 @@ MT_BENCH = Suite(
     "two-turn questions, graded by a language model (MT-Bench)",
     "A policy answers MT-Bench's questions, both turns, and a language model grades the answers from 1 to 10, and against\n"
     "another policy's if asked. Answers and judgements are kept in PLACE/mt-bench: the same command, started again, asks\n"
-    "only for what is missing. PLACE holds any language model: a run's only policy, RUN/STAGE/policy, a Hugging Face\n"
+    "only for what is missing. PLACE holds any language model: a run's newest policy, RUN/STAGE/policy, a Hugging Face\n"
     "model's folder.",
     _add_options,
     _run,

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from rayalign.cli.parser import add_model_options, count
+from rayalign.cli.parser import add_model_options
 from rayalign.cli.suites import Suite
-from rayalign.config.load import parse_as
-from rayalign.errors import UserError
+from rayalign.cli.suites.data import add_data_options, data_source, tell_reward
 
 
 def _add_options(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("--pairs", required=True, metavar="FILE", help="{prompt, chosen, rejected}, as data.preferences")
-    evaluate.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="names of the columns, if others")
-    evaluate.add_argument("--limit", type=count, metavar="N", help="the first N rows")
+    add_data_options(evaluate, "--pairs", "{prompt, chosen, rejected}, as data.preferences")
     add_model_options(evaluate)
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from rayalign.config.data import DataSource
     from rayalign.suites.reward import evaluate_reward, table
 
-    columns = dict(word.split("=", 1) for word in parsed.columns if "=" in word)
-    if len(columns) < len(parsed.columns):
-        raise UserError(f"--columns {' '.join(parsed.columns)}: give OURS=THEIRS, such as prompt=question")
-    source = parse_as(DataSource, {"path": parsed.pairs, "columns": columns, "limit": parsed.limit}, "--pairs")
+    source = data_source(parsed, parsed.pairs, "--pairs")
+    tell_reward(parsed.place)
     file, results = evaluate_reward(
         parsed.place,
         source,

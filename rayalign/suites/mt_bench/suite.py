@@ -13,12 +13,13 @@ from rayalign.evaluate.mt_bench import grades_summary, pairs_summary
 from rayalign.evaluate.statistics import mean_interval
 from rayalign.serving.saved import find_policy
 from rayalign.storage.aside import check_writable
-from rayalign.storage.evaluation import EVALUATION_FILE, content_of, read_evaluation, record
+from rayalign.storage.evaluation import content_of, record
 from rayalign.suites.judge import Judge, JudgeOptions
 from rayalign.suites.mt_bench.answers import Answered, Drawing, answered
 from rayalign.suites.mt_bench.judgements import Item, Judgement, Store, judged
 from rayalign.suites.mt_bench.prompts import pair_messages, single_messages
 from rayalign.suites.mt_bench.questions import TEMPERATURES, WITH_REFERENCE, Question
+from rayalign.suites.place import evaluation_file
 
 SUITE = "mt-bench"
 TURNS = (1, 2)
@@ -45,11 +46,9 @@ def evaluate_mt_bench(
     """
     policy = find_policy(place)
     other = None if bench.against is None else find_policy(bench.against)
-    file = out or place.expanduser() / EVALUATION_FILE
+    file = evaluation_file(place, out)
     folder = file.parent / SUITE
-    check_writable(file)
     check_writable(folder / "judgements.jsonl")
-    read_evaluation(file)
     judge = Judge(bench.judge)
     own = answered(policy, bench.questions, bench.drawing, folder)
     others = None if other is None else answered(other, bench.questions, bench.drawing, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rayalign.evaluate.statistics import paired_difference
+from rayalign.suites.columns import seeds, unlike
 
 WIDTH = 24
 
@@ -68,6 +69,12 @@ def side_by_side(found: dict[str, dict[str, Any]]) -> list[str]:
     others = [name for name in names[1:] if _asked(found[name]) != _asked(first)]
     if others:
         lines.append(f"  other questions, or another judge, and so without a difference: {', '.join(others)}")
+    for name in names[1:]:
+        if told := unlike(_drawn(first), _drawn(found[name])):
+            lines.append(f"  {name}: drawn with {told}, and so without a difference")
+            others.append(name)
+        else:
+            lines += seeds(name, first["results"], found[name]["results"])
     lines.append(f"  {'':<{WIDTH}}" + "".join(f"{name:>{WIDTH}}" for name in names))
     results = [one["results"] for one in found.values()]
     rows = [("score", [_one(one["score"], 0) for one in results])]
@@ -82,7 +89,12 @@ def side_by_side(found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _asked(one: dict[str, Any]) -> tuple[Any, ...]:
-    return one["data"]["fingerprint"], one["results"]["judge"]["model"], one["results"]["judge"]["extra"]
+    judge = one["results"]["judge"]
+    return one["data"]["fingerprint"], judge["model"], judge["extra"], judge["max_tokens"]
+
+
+def _drawn(one: dict[str, Any]) -> dict[str, Any]:
+    return {name: one["results"][name] for name in ("max_new_tokens", "temperatures")}
 
 
 def _difference(first_name: str, name: str, first: dict[str, Any], second: dict[str, Any]) -> str:
