@@ -287,7 +287,8 @@ def test_margins_to_the_demonstration_are_what_rounds_are_compared_by(tmp_path: 
     run = write_run(tmp_path / "run")
     [first, *_] = sources(read_run(run))
     row = first["rows"][3]
-    assert row["bases"] == [None, 1.65, 1.65, 1.65] and [a["reward"] for a in row["answers"][2]] == pytest.approx([0.6, 0.61])
+    assert row["bases"] == [None, 1.65, 1.65, 1.65]
+    assert [answer["reward"] for answer in row["answers"][2]] == pytest.approx([0.6, 0.61])
 
 
 def test_a_page_does_not_grow_with_the_samples(tmp_path: Path) -> None:
