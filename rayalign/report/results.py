@@ -29,6 +29,7 @@ def _temperature(text: str) -> str:
 _TITLES = {"sft": "SFT", "rft": "RFT", "irl": "IRL", "dpo": "DPO", "rl": "RL"}
 _DEFAULT_TEMPERATURE = 1.0
 _DEPTH = 8  # of results that are walked
+_MAX = 1e300  # what is as large, infinite, or no number at all is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,4 +169,4 @@ def number(temperature: float) -> str:
 
 
 def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return float(value) if isinstance(value, (int, float)) and abs(value) < _MAX else None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rayalign.report.run_files import RunFiles
+from rayalign.report.shapes import MAX_NUMBER
 from rayalign.report.verdict import verdict
 from rayalign.telemetry.progress import duration
 
@@ -41,7 +41,7 @@ def _what(run: RunFiles) -> str:
     model = run.config.get("model")
     model = model.get("path", "?") if isinstance(model, dict) else "?"
     seconds = max((r["time_s"] for r in run.records if isinstance(r.get("time_s"), (int, float))), default=None)
-    took = f", {duration(seconds)} of work" if seconds is not None and math.isfinite(seconds) else ""
+    took = f", {duration(seconds)} of work" if seconds is not None else ""
     return f"{stages}, from {model}, seed {run.config.get('seed', 0)}{took}: {state_of(run)}."
 
 
@@ -75,4 +75,4 @@ def _careful(run: RunFiles) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
