@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rayalign.data.tally import Tally
 from rayalign.data.tokenize import tokenize_demonstrations
 from rayalign.errors import UserError
 from rayalign.planted.grammar import parse_prompt
@@ -29,10 +30,11 @@ class RewardJudge:
     chat_template: str | None = None
     trust_remote_code: bool = False
     name: str = "reward"
+    tally: Tally = field(default_factory=Tally)  # of what was too long for it, and cut
 
     def told(self) -> dict[str, Any]:
-        """What it is, for the results."""
-        return {"path": str(self.folder), "content": content_of(self.folder)}
+        """What it is, for the results, and how many prompts and answers it read only in part, once it has scored."""
+        return {"path": str(self.folder), "content": content_of(self.folder), "num_cut": self.tally.cut.total()}
 
     def scores(self, prompts: Sequence[Conversation], *sides: Answers) -> list[np.ndarray]:
         """[P, M] of each side. Raises UserError for a score that is not a finite number."""
@@ -42,7 +44,7 @@ class RewardJudge:
         return [self._scores(reward, prompts, side) for side in sides]
 
     def _scores(self, reward: SavedReward, prompts: Sequence[Conversation], answers: Answers) -> np.ndarray:
-        scores = reward.score(_sequences(reward, prompts, answers)).astype(np.float64)
+        scores = reward.score(_sequences(reward, prompts, answers, self.tally)).astype(np.float64)
         if not np.isfinite(scores).all():
             raise UserError(f"{self.folder}: its score of an answer is not a finite number; is the reward whole?")
         return scores.reshape(len(prompts), -1)
@@ -94,11 +96,13 @@ def find_golden_judge(place: Path, prompts: Sequence[Conversation], *, world: st
     return GoldenJudge(world or "planted", run)
 
 
-def _sequences(reward: SavedReward, prompts: Sequence[Conversation], answers: Answers) -> Sequences:
+def _sequences(reward: SavedReward, prompts: Sequence[Conversation], answers: Answers, tally: Tally) -> Sequences:
     """In the reward's own tokens, as in training: an answer that was cut has no end token."""
     ended = np.array([answer.ended for row in answers for answer in row])
     rows = [Demonstration(prompt, a.text) for prompt, row in zip(prompts, answers, strict=True) for a in row]
-    whole = tokenize_demonstrations(rows, reward.template, max_length=reward.max_length, overlong="truncate")
+    whole = tokenize_demonstrations(
+        rows, reward.template, max_length=reward.max_length, overlong="truncate", tally=tally
+    )
     drop = whole.ended & ~ended & (whole.response_lengths > 1)
     tokens: list[Any] = [row[:-1] if cut else row for row, cut in zip(whole.tokens, drop, strict=True)]
     return Sequences(Ragged.from_list(tokens), whole.prompt_lengths, whole.prompt_ids, whole.ended & ended)

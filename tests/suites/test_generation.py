@@ -174,3 +174,12 @@ def test_packed_numbers() -> None:
     assert packed([]) == "" and len(unpacked("")) == 0
     with pytest.raises(ValueError, match="could not convert"):
         unpacked("1 x")
+
+
+def test_what_the_reward_read_only_in_part_is_counted(tmp_path: Path) -> None:
+    save_reward(tmp_path / "reward", "planted")
+    judge = RewardJudge(tmp_path / "reward")
+    answer = Answer("no", (5, 2), (0.0, 0.0), True, 3)
+    prompts = [(Message("user", text),) for text in ("Nora asks teapot", "Nora asks teapot " * 600)]
+    judge.scores(prompts, [[answer], [answer]])
+    assert judge.told()["num_cut"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from rayalign.cli.parser import count
@@ -42,4 +43,5 @@ def data_source(parsed: argparse.Namespace, path: str, option: str) -> DataSourc
     columns = dict(word.split("=", 1) for word in parsed.columns if "=" in word)
     if len(columns) < len(parsed.columns):
         raise UserError(f"--columns {' '.join(parsed.columns)}: give OURS=THEIRS, such as prompt=question")
+    path = os.path.expanduser(path)
     return parse_as(DataSource, {"path": path, "columns": columns, "limit": parsed.limit}, option)

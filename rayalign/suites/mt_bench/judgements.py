@@ -108,14 +108,18 @@ def _ask_all(judge: Judge, work: Work, num: int, store: Store, tell: Callable[[i
         threading.Thread(target=_worker, args=(judge, work, done), daemon=True).start()
     failure: BaseException | None = None
     kept, refused = _Kept(store, num, tell), ""
-    while working:
-        one = done.get()
-        if one is None:
-            working -= 1
-        elif isinstance(one, BaseException):
-            failure = failure or one
-            judge.stop.set()
-        elif refused := kept.add(one):
+    try:
+        while working:
+            one = done.get()
+            if one is None:
+                working -= 1
+            elif isinstance(one, BaseException):
+                failure = failure or one
+                judge.stop.set()
+            elif refused := kept.add(one):
+                judge.stop.set()
+    finally:
+        if working:  # nothing can be kept (the disk is full, say): what is asked now is paid for nothing
             judge.stop.set()
     if failure is not None:
         raise failure
