@@ -32,6 +32,7 @@ from rayalign.storage.snapshot import Snapshot, read_values
 from rayalign.telemetry.metrics import Last, Metrics, Sum, merge
 from rayalign.types import Sequences
 
+MAX_BUCKET = 500_000_000  # numbers that DeepSpeed reduces at a time
 MAX_SKIPPED = 3  # optimiser steps in a row without a finite gradient
 
 
@@ -93,7 +94,7 @@ class Learner:
             fused=True,  # one pass over each tensor, without copies of it
         )
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._optimizer, config=_deepspeed_config(learner, optimizer, _dtype(module))
+            model=module, optimizer=self._optimizer, config=_deepspeed_config(learner, optimizer, module)
         )
         self._state = OptimizerState(module, self._optimizer, self._engine.optimizer, self._whole)
 
@@ -378,15 +379,19 @@ def _precision(dtype: torch.dtype) -> dict[str, Any]:
     return {"bf16": {"enabled": True}} if dtype == torch.bfloat16 else {}
 
 
-def _deepspeed_config(learner: LearnerConfig, optimizer: OptimizerConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _deepspeed_config(learner: LearnerConfig, optimizer: OptimizerConfig, module: nn.Module) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": learner.zero_stage}
+    if learner.zero_stage == 3:
+        # A buffer of this many numbers is held, however small the model: two GB at DeepSpeed's own size.
+        zero["reduce_bucket_size"] = min(MAX_BUCKET, sum(parameter.numel() for parameter in module.parameters()))
     return {
         "train_micro_batch_size_per_gpu": 1,  # bookkeeping only; micro-batches are made here
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.clip_norm,
-        "zero_optimization": {"stage": learner.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
-        **_precision(dtype),
+        **_precision(_dtype(module)),
         **learner.deepspeed,
     }
