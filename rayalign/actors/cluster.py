@@ -39,7 +39,14 @@ def connect(placement: PlacementConfig, actor_logs: bool, metrics_port: int | No
     os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", "2000")  # a log of calls that nobody reads here
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers what runs on it
     logging.getLogger(AUTHENTICATION).addFilter(_is_worth_telling)
+    _check_free(metrics_port)
     with _own_sigterm():
+        _start(placement, actor_logs, metrics_port)
+    return True
+
+
+def _start(placement: PlacementConfig, actor_logs: bool, metrics_port: int | None) -> None:
+    try:
         ray.init(
             address="local",
             include_dashboard=False,
@@ -48,7 +55,27 @@ def connect(placement: PlacementConfig, actor_logs: bool, metrics_port: int | No
             logging_level="warning",
             _metrics_export_port=metrics_port,
         )
-    return True
+    except Exception as error:  # noqa: BLE001 - Ray has no kind of its own for a node that is too late
+        if type(error) is not Exception:
+            raise
+        ray.shutdown()
+        raise PlacementError(
+            f"Ray did not start on this machine ({' '.join(str(error).split())[:200]}); is it too busy, or out of memory or "
+            "disk? start again"
+        ) from None
+
+
+def _check_free(port: int | None) -> None:
+    """Raises PlacementError for a port that something else listens at: Ray would wait for it, and then fail."""
+    if port is None:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            told = f"telemetry.metrics_port: {port} cannot be used ({error.strerror}); set another one"
+            raise PlacementError(told) from None
 
 
 def is_connected() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from rayalign.actors import cluster
+from rayalign.actors.cluster import connect
+from rayalign.config.placement import PlacementConfig
+from rayalign.errors import PlacementError
 from tests.conftest import one_thread
 
 START = """
@@ -61,3 +65,22 @@ def test_other_warnings_of_its_are_told(caplog: pytest.LogCaptureFixture) -> Non
     finally:
         logger.removeFilter(cluster._is_worth_telling)
     assert [record.getMessage().split()[3] for record in caplog.records] == ["disabled"]
+
+
+def test_a_port_for_metrics_that_is_taken_is_told_before_ray_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(PlacementError, match=f"telemetry.metrics_port: {port} cannot be used"):
+            connect(PlacementConfig(), actor_logs=False, metrics_port=port)
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen")
+
+    monkeypatch.setattr("ray.init", late)
+    with pytest.raises(PlacementError, match="Ray did not start on this machine .The current node timed out") as told:
+        connect(PlacementConfig(), actor_logs=False)
+    assert "\n" not in str(told.value)
