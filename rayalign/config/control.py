@@ -120,7 +120,9 @@ class PpoConfig(Strict):
 
 
 # Of `ControlPolicy`: what only one of the two algorithms reads.
-OF_SAC = ("tau", "entropy_coef", "initial_entropy_coef", "warmup_steps", "updates_per_step")
+OF_SAC = (
+    "tau", "entropy_coef", "initial_entropy_coef", "warmup_steps", "updates_per_step", "start", "demonstration_share"
+)
 OF_PPO = ("ppo",)
 
 
@@ -146,7 +148,15 @@ class ControlPolicy(Strict):
     )
     fragment: PositiveInt = Field(50, description="environment steps between two rows of updates; PPO's batch")
     ppo: PpoConfig = PpoConfig()
+    start: Literal["random", "cloned"] = Field(
+        "random",
+        description="cloned: a clone of the demonstrations, as a language model is fine-tuned on them first; it makes the "
+        "warm-up's steps, from which the reward and then the critics learn before the actor moves",
+    )
     cloning_epochs: PositiveInt = Field(200, description="passes over the demonstrations in behaviour cloning")
+    demonstration_share: Fraction = Field(
+        0.0, description="of a batch: steps of the demonstrations, paid the newest reward like the policy's own"
+    )
 
     @model_validator(mode="after")
     def _keys_are_of_the_algorithm(self) -> ControlPolicy:
@@ -260,6 +270,9 @@ class ControlConfig(WithoutCredentials):
             raise ValueError(f"reward.{own}: with a weight of 0 {self.method} learns no reward; set it to 1")
         if self.method == "preferences" and reward.loss != "linear":
             raise ValueError("reward.loss: preferences have no discriminator; set it to linear")
+        for key, off in (("start", "random"), ("demonstration_share", 0.0)):
+            if getattr(self.policy, key) != off and not self.uses_demonstrations:
+                raise ValueError(f"policy.{key}: {self.method} reads no demonstrations; leave it out")
         if reward.pretrain_steps and not self.uses_preferences:
             raise ValueError(
                 f"reward.pretrain_steps: {self.method} reads no preferences; set it to 0, or method to aihf"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 from rayalign.config.control import ControlConfig
 from rayalign.control.algorithm import ALGORITHMS
 from rayalign.control.data import ControlData
+from rayalign.control.demonstrations import Demonstrations
 from rayalign.control.environments import Task
 from rayalign.control.learner import POLICY
 from rayalign.control.networks import REWARD, REWARD_ACTIVATION
 from rayalign.control.policies import Network, SavedPolicy, network_of, parallel_network_of
 from rayalign.control.replay import Replay
-from rayalign.control.rows import Steps, reward_rows
+from rayalign.control.rows import ACTOR_WEIGHT, Steps, reward_rows
 from rayalign.control.session import RlSession
+from rayalign.errors import UserError
 
 Numbers = dict[str, float]
 
@@ -40,7 +43,7 @@ class Alternation:
         Args:
             weights: the two terms' coefficients; None for the environment's reward.
         """
-        self.config, self.task, self._data = config, task, data
+        self.config, self.task, self.scale, self._data = config, task, scale, data
         self._learns_reward = weights is not None
         torch.manual_seed(config.seed)
         np.random.seed(
@@ -49,24 +52,40 @@ class Alternation:
         self.rng = np.random.default_rng(config.seed)
         self.session = RlSession(config, task, scale, coefficients=weights)
         self.replay = Replay(config.policy.replay_size, task.observation_size, task.action_size)
+        self._shown: Replay | None = None  # what is demonstrated, for SAC's batches
+        if config.policy.demonstration_share and data.demonstrations is not None:
+            self._shown = self._demonstrated(data.demonstrations)
         self.num_in_round = 0  # environment steps of the round in progress
         self.num_updates = 0.0  # that are due: what is left of a whole one stays for the next fragment
 
-    def warm_up(self, stopping: Callable[[], bool] = lambda: False) -> bool:
+    def warm_up(self, stopping: Callable[[], bool] = lambda: False, clone: Network | None = None) -> bool:
         """Random steps, which PPO has no use for, and the reward's first lessons where it has any before the first round.
 
-        Whether it came to its end: `stopping` did not say so before.
+        With a `clone` the policy begins as it, and the steps are its own. Then reward and critics learn from them, before
+        critics that know nothing spoil the actor. Whether it came to its end: `stopping` did not say so before.
         """
-        policy = self.config.policy
-        while policy.algorithm == "sac" and len(self.replay) < policy.warmup_steps:
+        if clone is not None:
+            self.session.begin_as(clone)
+        for lesson in self._first_lessons(is_cloned=clone is not None):
             if stopping():
                 return False
-            self._collect(policy.fragment, random=True)
-        for _ in range(self.config.reward.pretrain_steps if self._learns_reward else 0):
-            if stopping():
-                return False
-            self._reward_step(preferences_only=True)
+            lesson()
         return True
+
+    def _first_lessons(self, *, is_cloned: bool) -> Iterator[Callable[[], object]]:
+        policy, reward = self.config.policy, self.config.reward
+        while policy.algorithm == "sac" and len(self.replay) < policy.warmup_steps:
+            yield partial(self._collect, policy.fragment, random=not is_cloned)
+        for _ in range(reward.pretrain_steps if self._learns_reward else 0):
+            yield partial(self._reward_step, preferences_only=True)
+        if is_cloned:
+            yield self.reward_steps
+            for _ in range(0, policy.warmup_steps, policy.fragment):
+                yield self._critic_updates
+
+    def _critic_updates(self) -> None:
+        rows = self._replayed_rows(self.config.policy.fragment)
+        self.session.update_policy(rows | {ACTOR_WEIGHT: np.zeros(len(rows["obs"]), np.float32)})
 
     def policy_steps(
         self, advanced: Callable[[int], None], stopping: Callable[[], bool] = lambda: False
@@ -98,6 +117,14 @@ class Alternation:
             numbers = self._reward_step()
         return numbers
 
+    def _demonstrated(self, demonstrations: Demonstrations) -> Replay:
+        rows = demonstrations.transitions()
+        if not len(rows["rewards"]):
+            raise UserError("policy.demonstration_share: no demonstration has two steps; leave it out")
+        replay = Replay(len(rows["rewards"]), self.task.observation_size, self.task.action_size)
+        replay.add(rows)
+        return replay
+
     def _collect(self, num: int, *, random: bool) -> list[dict[str, np.ndarray]]:
         pieces = self.session.sample(num, random=random)
         for piece in pieces:
@@ -109,7 +136,13 @@ class Alternation:
         self.num_updates += num_steps * self.config.policy.updates_per_step
         num = int(self.num_updates)
         self.num_updates -= num
-        return self.replay.sample(num * self.config.policy.batch_size, self.rng)
+        rows = self.replay.sample(num * self.config.policy.batch_size, self.rng)
+        if self._shown is not None:
+            is_shown = self.rng.random(len(rows["rewards"])) < self.config.policy.demonstration_share
+            shown = self._shown.sample(int(is_shown.sum()), self.rng)
+            for name, array in rows.items():
+                array[is_shown] = shown[name]
+        return rows
 
     def _newest_rows(self, pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """PPO's batches: every step once an epoch, in another order each time; what fills no batch is left out."""

@@ -47,6 +47,19 @@ class Demonstrations:
         return Demonstrations(self.observations[:end], self.actions[:end], self.lengths[:num], rewards)
 
 
+    def transitions(self) -> dict[str, np.ndarray]:
+        """As `Replay.add` takes them; an episode's last step, whose next observation is not kept, is left out.
+
+        Their rewards are 0: whoever uses them pays them a learned one.
+        """
+        is_last = np.zeros(len(self.observations), bool)
+        is_last[np.cumsum(self.lengths) - 1] = True
+        at = np.flatnonzero(~is_last)
+        zeros = np.zeros(len(at), np.float32)
+        found = {"obs": self.observations[at], "new_obs": self.observations[at + 1], "actions": self.actions[at]}
+        return found | {"rewards": zeros, "terminateds": zeros}
+
+
 def load_demonstrations(path: Path, task: Task, num: int | None = None) -> Demonstrations:
     """Reads and checks a file; with `num` its first episodes. Raises DataError, one line, for what does not fit the task."""
     arrays = read_arrays(path, ("observations", "actions", "lengths"))

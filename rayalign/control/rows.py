@@ -13,6 +13,7 @@ import numpy as np
 from rayalign.control.preferences import Preferences
 
 SIDE, SEGMENT = "side", "segment"
+ACTOR_WEIGHT = "actor_weight"  # of a row of the policy, [B]: 0 where only the critics are to learn; may be left out
 DEMONSTRATION, PREFERENCE, AGENT = 1, 0, -1
 
 

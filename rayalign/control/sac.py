@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rayalign.control.learner import POLICY, POLICY_SETTINGS, RewardedLearner
 from rayalign.control.networks import ParallelMlp
 from rayalign.control.policies import scaled, sequential
+from rayalign.control.rows import ACTOR_WEIGHT
 from rayalign.objectives.control import sac_loss
 
 
@@ -91,6 +92,7 @@ class SacLearner(RewardedLearner):
             terminated=batch[Columns.TERMINATEDS],
             discount=settings["discount"],
             target_entropy=settings["target_entropy"],
+            actor_weight=batch[ACTOR_WEIGHT].mean() if ACTOR_WEIGHT in batch else 1.0,
         )
 
     def after_policy_update(self) -> None:

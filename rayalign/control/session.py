@@ -30,6 +30,7 @@ from rayalign.control.algorithm import ENVIRONMENT, algorithm_config
 from rayalign.control.environments import HORIZON_REASON, Task, make_environment
 from rayalign.control.learner import POLICY, SKIPPED
 from rayalign.control.networks import REWARD
+from rayalign.control.policies import Network
 from rayalign.errors import Diverged, UserError, WorkerLost
 
 SKIPS_ALLOWED = 3
@@ -179,6 +180,23 @@ class RlSession:
                 )
         found = [result[module] for result in results if module in result]
         return {name: float(np.mean([_number(r[name]) for r in found])) for name in METRICS[module] if name in found[0]}
+
+    def begin_as(self, actor: Network) -> None:
+        """Gives learners and env runners the actor of a clone.
+
+        Its deviations, which cloning leaves alone, begin where the entropy of a vector is the target's: -1 a dimension.
+        """
+        state = self.state()
+        own = state["learner"]["rl_module"][POLICY]
+        num = self.task.action_size
+        for name, tensor in actor.tensors.items():
+            if name.startswith("layers."):
+                _, place, part = name.split(".")
+                own[f"actor.{2 * int(place)}.{part}"] = tensor.numpy().copy()  # activations lie between
+        last = max(int(name.split(".")[1]) for name in own if name.startswith("actor."))
+        own[f"actor.{last}.weight"][num:] = 0.0
+        own[f"actor.{last}.bias"][num:] = -1.0 - 0.5 * np.log(2 * np.pi * np.e)
+        self.restore(state)
 
     def push_weights(self) -> None:
         """Gives the env runners the newest policy."""

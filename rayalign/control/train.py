@@ -32,6 +32,7 @@ from rayalign.telemetry.progress import Bar, Progress
 from rayalign.telemetry.tracker import Tracker
 
 STOP_FILE = ".stop"
+CLONING = "cloning"
 CLAMPED_TOO_OFTEN = 0.5
 
 
@@ -149,7 +150,9 @@ def start_ray(config: ControlConfig) -> None:
 def _train_by_method(run: ControlRun, checkpoints: ControlCheckpoints) -> dict[str, Any]:
     if run.config.method == "behaviour_cloning":
         run.tracker.keep(STAGE, 0)
-        return _results(run, _clone(run), None) | {"rounds": None}
+        scale = observation_scale(run.config, run.data.observations())
+        network = _clone(run, scale, run.tracker)
+        return _results(run, SavedPolicy(network, run.task.is_choice), None) | {"rounds": None}
     scale = observation_scale(run.config, run.data.observations())
     alternation = Alternation(run.config, run.task, run.data, scale, coefficients(run.config, run.data))
     try:
@@ -166,7 +169,7 @@ def run_rounds(run: ControlRun, alternation: Alternation, checkpoints: ControlCh
     """
     config = run.config
     done = checkpoints.restore(alternation, run.tracker, run.progress.say)
-    if done is None and not alternation.warm_up(run.is_stopping):
+    if done is None and not alternation.warm_up(run.is_stopping, _start(run, alternation)):
         raise Stopped("asked to stop before the first round, of which nothing is saved: the same command begins again")
     clock, begun, first = Clock(), time.monotonic(), (done or 0) + 1
     number = first - 1
@@ -223,20 +226,25 @@ def _show(run: ControlRun, bar: Bar, number: int, metrics: dict[str, float]) -> 
         )
 
 
-def _clone(run: ControlRun) -> SavedPolicy:
+def _start(run: ControlRun, alternation: Alternation) -> Network | None:
+    """What the policy begins as, where that is not chance."""
+    return _clone(run, alternation.scale, None) if run.config.policy.start == "cloned" else None
+
+
+def _clone(run: ControlRun, scale: np.ndarray, tracker: Tracker | None) -> Network:
+    """The clone of the demonstrations; its losses go to `tracker`, where cloning is all that the run does."""
     demonstrations = run.data.demonstrations
     assert demonstrations is not None
-    scale = observation_scale(run.config, demonstrations.observations)
-    with run.progress.stage(STAGE, total=run.config.policy.cloning_epochs, unit="epoch") as bar:
+    with run.progress.stage(CLONING, total=run.config.policy.cloning_epochs, unit="epoch") as bar:
 
         def tell(epoch: int, loss: float) -> None:
             if run.is_stopping():
                 raise Stopped("asked to stop; cloning has no checkpoints: the same command begins again")
             bar.update(advance=1, note={"loss": loss})
-            run.tracker.log(STAGE, None, epoch, {"policy/cloning_loss": loss})
+            if tracker is not None:
+                tracker.log(STAGE, None, epoch, {"policy/cloning_loss": loss})
 
-        network = clone(demonstrations, run.task, run.config.policy, scale, run.config.seed, tell)
-        return SavedPolicy(network, run.task.is_choice)
+        return clone(demonstrations, run.task, run.config.policy, scale, run.config.seed, tell)
 
 
 def _results(run: ControlRun, policy: SavedPolicy, reward: Network | None) -> dict[str, Any]:

@@ -73,11 +73,13 @@ def sac_loss(
     terminated: Tensor,
     discount: float,
     target_entropy: float,
+    actor_weight: Tensor | float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Soft actor-critic on B transitions: the sum of the critics', the actor's and the coefficient's loss, and metrics.
 
     q[2, B] of the actions taken, the others [B]; next_q is the smaller of the targets', q_actor that of the critics with
-    their parameters held fixed. Each term reaches its own parameters only. A truncated episode is no terminated one.
+    their parameters held fixed. Each term reaches its own parameters only. A truncated episode is no terminated one. With
+    an `actor_weight` of 0 the critics learn alone.
 
     Source: Haarnoja et al., arXiv 1812.05905, with squared errors as in its code.
     """
@@ -92,7 +94,7 @@ def sac_loss(
         "entropy": -logprob.detach().mean(),
         "entropy_coef": coef,
     }
-    return critic + actor + entropy, metrics
+    return critic + actor_weight * (actor + entropy), metrics
 
 
 def ppo_loss(

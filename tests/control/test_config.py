@@ -52,6 +52,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "pessimism": (["reward.pessimism=1"], "one network has no deviation; set ensemble to 2 or more"),
     "ppo's": (["policy.ppo={clip: 0.1}"], "ppo: sac does not read it"),
     "sac's": (["policy.algorithm=ppo", "policy.fragment=2048", "policy.tau=0.1"], "tau: ppo does not read it"),
+    "cloned": (["method=preferences", "policy.start=cloned"], "policy.start: preferences reads no demonstrations"),
+    "share": (["method=preferences", "policy.demonstration_share=0.5"], "demonstration_share: preferences reads no"),
     "fragment": (["policy.algorithm=ppo", "policy.fragment=100"], "from a fragment of 100 steps; raise fragment"),
     "round": (["policy.algorithm=ppo", "policy.fragment=2048"], "200 is less than PPO's fragment of 2048"),
     "no weight": (["reward.demonstration_weight=0"], "with a weight of 0 ml_irl learns no reward"),

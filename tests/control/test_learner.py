@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from rayalign.config.control import ControlConfig
 from rayalign.control.alternation import Alternation
 from rayalign.control.checkpoints import packed, unpacked
+from rayalign.control.cloning import clone
 from rayalign.control.data import coefficients, load_data, observation_scale
 from rayalign.control.environments import look_at
 from rayalign.control.evaluation import roll_out
@@ -146,6 +148,69 @@ def test_sac_loss_by_hand() -> None:
     assert loss.item() == pytest.approx(critic - 4.0 + np.log(0.5) * 1.0, rel=1e-5)
     loss.backward()
     assert log_coef.grad is not None and log_coef.grad.item() == pytest.approx(1.0)
+
+
+def test_without_the_actor_the_critics_learn_alone() -> None:
+    numbers = {name: torch.tensor([0.5, -1.0], requires_grad=True) for name in ("q_actor", "logprob")}
+    log_coef = torch.tensor(0.3, requires_grad=True)
+    q = torch.tensor([[1.0, 2.0], [0.0, 1.0]], requires_grad=True)
+    ones = torch.ones(2)
+    loss, shown = sac_loss(
+        q=q,
+        **numbers,
+        next_q=ones,
+        next_logprob=ones,
+        log_entropy_coef=log_coef,
+        rewards=ones,
+        terminated=ones,
+        discount=0.9,
+        target_entropy=-1.0,
+        actor_weight=torch.tensor(0.0),
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(shown["critic_loss"].item()) and q.grad is not None and q.grad.abs().max() > 0
+    assert all(not tensor.grad.any() for tensor in (*numbers.values(), log_coef) if tensor.grad is not None)
+
+
+def test_a_cloned_start_is_the_clone_until_the_critics_have_learned(small: MakeConfig) -> None:
+    """It makes the warm-up's steps with little noise; reward and critics learn from them, and the actor is as it was."""
+    config = small(policy={"start": "cloned", "cloning_epochs": 200})
+    task, data = look_at(config.environment), load_data(config, look_at(config.environment))
+    scale = observation_scale(config, data.observations())
+    alternation = Alternation(config, task, data, scale, coefficients(config, data))
+    try:
+        assert data.demonstrations is not None
+        network = clone(data.demonstrations, task, config.policy, scale, 0, lambda *_: None)
+        before = {name: alternation.session.weights(name) for name in (POLICY, REWARD)}
+        assert alternation.warm_up(clone=network)
+        after = {name: alternation.session.weights(name) for name in (POLICY, REWARD)}
+        steps = alternation.replay.newest(60)
+        wanted = np.tanh(network(steps.observations)[:, :1])
+        assert np.array_equal(alternation.policy().network(steps.observations)[:, :1], network(steps.observations)[:, :1])
+        assert 0.01 < np.abs(steps.actions - wanted).mean() < 0.15
+        assert not same(before[REWARD], after[REWARD])
+        of_critics = [name for name in before[POLICY] if name.startswith(("critics.", "targets."))]
+        assert all(not np.array_equal(before[POLICY][name], after[POLICY][name]) for name in of_critics)
+        assert before[POLICY]["log_entropy_coef"] == after[POLICY]["log_entropy_coef"]
+        alternation.policy_steps(lambda _: None)
+        assert not same(after[POLICY], alternation.session.weights(POLICY))
+    finally:
+        alternation.close()
+
+
+def test_a_share_of_each_batch_is_demonstrated(small: MakeConfig) -> None:
+    alternation = begin(small(policy={"demonstration_share": 0.25}))
+    try:
+        demonstrations = alternation._data.demonstrations
+        assert demonstrations is not None
+        rows = alternation._replayed_rows(40)
+        episodes = np.split(demonstrations.observations, np.cumsum(demonstrations.lengths)[:-1])
+        steps = {(tuple(now), tuple(then)) for episode in episodes for now, then in pairwise(episode)}
+        drawn = zip(rows["obs"], rows["new_obs"], strict=True)
+        assert np.mean([(tuple(now), tuple(then)) in steps for now, then in drawn]) == pytest.approx(0.25, abs=0.05)
+        alternation.session.update_policy(rows)
+    finally:
+        alternation.close()
 
 
 def test_ppo_loss_by_hand() -> None:

@@ -42,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gail": {"method": "ml_irl", "reward": {"loss": "logistic", "divergence": "jensen_shannon_softplus"}},
     "airl": {"method": "ml_irl", "reward": {"loss": "logistic"}},
     "ensemble": {"method": "aihf", "reward": {"ensemble": 3, "pessimism": 0.5}},
+    "cloned": {"policy": {"start": "cloned", "cloning_epochs": 5, "demonstration_share": 0.25}},
     "ppo": {"policy": PPO},
 }
 
@@ -124,8 +125,8 @@ def test_a_run_that_stops_in_its_first_round_has_warmed_up(small: MakeConfig, mo
     folder = Path(config.run_dir) / config.name
     warm_up = Alternation.warm_up
 
-    def then_stop(self: Alternation, stopping: Any) -> bool:
-        done = warm_up(self, stopping)
+    def then_stop(self: Alternation, *arguments: Any) -> bool:
+        done = warm_up(self, *arguments)
         (folder / STOP_FILE).touch()
         return done
 
