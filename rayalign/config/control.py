@@ -121,7 +121,8 @@ class PpoConfig(Strict):
 
 # Of `ControlPolicy`: what only one of the two algorithms reads.
 OF_SAC = (
-    "tau", "entropy_coef", "initial_entropy_coef", "warmup_steps", "updates_per_step", "start", "demonstration_share"
+    "tau", "entropy_coef", "initial_entropy_coef", "warmup_steps", "updates_per_step", "start", "demonstration_share",
+    "cloning_weight",
 )
 OF_PPO = ("ppo",)
 
@@ -157,6 +158,11 @@ class ControlPolicy(Strict):
     demonstration_share: Fraction = Field(
         0.0, description="of a batch: steps of the demonstrations, paid the newest reward like the policy's own"
     )
+    cloning_weight: NonNegative = Field(
+        0.0,
+        description="of the actor's squared distance to the actions of `demonstration_share`, in units of the mean |Q| as "
+        "in TD3+BC, whose own is 0.4: keeps it a clone where the demonstrations say what to do",
+    )
 
     @model_validator(mode="after")
     def _keys_are_of_the_algorithm(self) -> ControlPolicy:
@@ -167,6 +173,8 @@ class ControlPolicy(Strict):
                 raise ValueError(
                     f"{name}: {self.algorithm} does not read it; leave it out, or set algorithm to the other"
                 )
+        if self.cloning_weight and not self.demonstration_share:
+            raise ValueError("cloning_weight: no batch holds demonstrations; set demonstration_share to 0.25, say")
         if self.algorithm == "sac" and self.replay_size < self.warmup_steps:
             raise ValueError(f"replay_size: {self.replay_size} does not hold the {self.warmup_steps} of warmup_steps")
         if self.algorithm == "ppo" and self.fragment < self.batch_size:

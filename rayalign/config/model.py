@@ -88,9 +88,12 @@ class LearnerConfig(Strict):
 
     @model_validator(mode="after")
     def _one_zero_stage(self) -> LearnerConfig:
-        zero = self.deepspeed.get("zero_optimization")
-        if zero is not None and (not isinstance(zero, dict) or zero.get("stage") != self.zero_stage):
+        zero = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError("deepspeed.zero_optimization: expected keys of DeepSpeed's section of that name")
+        stage = zero.get("stage", self.zero_stage)
+        if stage != self.zero_stage:
             raise ValueError(
-                f"deepspeed.zero_optimization replaces ours: set stage: {self.zero_stage} in it, as zero_stage says"
+                f"deepspeed.zero_optimization.stage is {stage}, and zero_stage {self.zero_stage}: leave out stage"
             )
         return self

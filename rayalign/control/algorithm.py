@@ -79,6 +79,7 @@ def _policy_settings(config: ControlConfig, task: Task) -> dict[str, Any]:
     return shared | {
         "tau": policy.tau,
         "learns_entropy_coef": policy.entropy_coef == "auto",
+        "cloning_weight": policy.cloning_weight,
         "target_entropy": -float(task.action_size),
     }
 

@@ -18,7 +18,7 @@ from rayalign.control.learner import POLICY
 from rayalign.control.networks import REWARD, REWARD_ACTIVATION
 from rayalign.control.policies import Network, SavedPolicy, network_of, parallel_network_of
 from rayalign.control.replay import Replay
-from rayalign.control.rows import ACTOR_WEIGHT, Steps, reward_rows
+from rayalign.control.rows import ACTOR_WEIGHT, DEMONSTRATED, Steps, reward_rows
 from rayalign.control.session import RlSession
 from rayalign.errors import UserError
 
@@ -142,6 +142,7 @@ class Alternation:
             shown = self._shown.sample(int(is_shown.sum()), self.rng)
             for name, array in rows.items():
                 array[is_shown] = shown[name]
+            rows[DEMONSTRATED] = is_shown.astype(np.float32)
         return rows
 
     def _newest_rows(self, pieces: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

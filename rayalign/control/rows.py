@@ -14,6 +14,7 @@ from rayalign.control.preferences import Preferences
 
 SIDE, SEGMENT = "side", "segment"
 ACTOR_WEIGHT = "actor_weight"  # of a row of the policy, [B]: 0 where only the critics are to learn; may be left out
+DEMONSTRATED = "demonstrated"  # of a row of the policy, [B]: 1 where it is a demonstration's; may be left out
 DEMONSTRATION, PREFERENCE, AGENT = 1, 0, -1
 
 

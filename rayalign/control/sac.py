@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from rayalign.control.learner import POLICY, POLICY_SETTINGS, RewardedLearner
 from rayalign.control.networks import ParallelMlp
 from rayalign.control.policies import scaled, sequential
-from rayalign.control.rows import ACTOR_WEIGHT
-from rayalign.objectives.control import sac_loss
+from rayalign.control.rows import ACTOR_WEIGHT, DEMONSTRATED
+from rayalign.objectives.control import cloning_loss, sac_loss
 
 
 class SacModule(TorchRLModule, InferenceOnlyAPI):
@@ -52,17 +52,19 @@ class SacModule(TorchRLModule, InferenceOnlyAPI):
         return {Columns.ACTION_DIST_INPUTS: self.actor(scaled(batch[Columns.OBS], self.scale))}
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """For B transitions: q[2, B] of the actions taken; q_actor[B] and logprob[B] of new actions; the same at the next
-        observations under the targets, without gradient: next_q[B], next_logprob[B]."""
+        """For B transitions: q[2, B] of the actions taken; q_actor[B] and logprob[B] of new actions, and means[B, A] of
+        all; the same at the next observations under the targets, without gradient: next_q[B], next_logprob[B]."""
         now, later = scaled(batch[Columns.OBS], self.scale), scaled(batch[Columns.NEXT_OBS], self.scale)
-        actions, logprobs = TorchSquashedGaussian.from_logits(self.actor(torch.cat([now, later]))).rsample_and_logp()
-        num = len(now)
+        outputs = self.actor(torch.cat([now, later]))
+        actions, logprobs = TorchSquashedGaussian.from_logits(outputs).rsample_and_logp()
+        num, size = len(now), outputs.shape[-1] // 2
         with torch.no_grad():
             next_q = self.targets(torch.cat([later, actions[num:]], dim=-1)).amin(dim=0)
         return {
             "q": self.critics(torch.cat([now, batch[Columns.ACTIONS]], dim=-1)),
             "q_actor": self.critics(torch.cat([now, actions[:num]], dim=-1), frozen=True).amin(dim=0),
             "logprob": logprobs[:num],
+            "means": torch.tanh(outputs[:num, :size]),
             "next_q": next_q,
             "next_logprob": logprobs[num:].detach(),
         }
@@ -85,15 +87,21 @@ class SacLearner(RewardedLearner):
     def policy_loss(
         self, settings: dict[str, Any], batch: dict[str, Any], fwd_out: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return sac_loss(
+        means = fwd_out.pop("means")
+        actor_weight = batch[ACTOR_WEIGHT].mean() if ACTOR_WEIGHT in batch else 1.0
+        loss, shown = sac_loss(
             **fwd_out,
             log_entropy_coef=self._module[POLICY].unwrapped().log_entropy_coef,
             rewards=batch[Columns.REWARDS],
             terminated=batch[Columns.TERMINATEDS],
             discount=settings["discount"],
             target_entropy=settings["target_entropy"],
-            actor_weight=batch[ACTOR_WEIGHT].mean() if ACTOR_WEIGHT in batch else 1.0,
+            actor_weight=actor_weight,
         )
+        if settings["cloning_weight"] and DEMONSTRATED in batch:
+            distance = cloning_loss(means, batch[Columns.ACTIONS], batch[DEMONSTRATED], fwd_out["q_actor"])
+            loss = loss + actor_weight * settings["cloning_weight"] * distance
+        return loss, shown
 
     def after_policy_update(self) -> None:
         self._module[POLICY].unwrapped().move_targets(self.config.learner_config_dict[POLICY_SETTINGS]["tau"])

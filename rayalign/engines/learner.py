@@ -381,9 +381,11 @@ def _precision(dtype: torch.dtype) -> dict[str, Any]:
 
 def _deepspeed_config(learner: LearnerConfig, optimizer: OptimizerConfig, module: nn.Module) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": learner.zero_stage}
-    if learner.zero_stage == 3:
-        # A buffer of this many numbers is held, however small the model: two GB at DeepSpeed's own size.
+    if learner.zero_stage:
+        # Buffers of this many numbers are held, however small the model: two GB each at DeepSpeed's own size.
         zero["reduce_bucket_size"] = min(MAX_BUCKET, sum(parameter.numel() for parameter in module.parameters()))
+    further = {**learner.deepspeed}
+    zero |= further.pop("zero_optimization", {})
     return {
         "train_micro_batch_size_per_gpu": 1,  # bookkeeping only; micro-batches are made here
         "gradient_accumulation_steps": 1,
@@ -393,5 +395,5 @@ def _deepspeed_config(learner: LearnerConfig, optimizer: OptimizerConfig, module
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
         **_precision(_dtype(module)),
-        **learner.deepspeed,
+        **further,
     }

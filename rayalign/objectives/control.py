@@ -97,6 +97,18 @@ def sac_loss(
     return critic + actor_weight * (actor + entropy), metrics
 
 
+def cloning_loss(means: Tensor, actions: Tensor, is_demonstrated: Tensor, q: Tensor) -> Tensor:
+    """mean |q| times the mean squared distance of means[B, A] to actions[B, A] where is_demonstrated[B] is 1: scalar.
+
+    Source: TD3+BC (arXiv 2106.06860) eq. 5, over its lambda, so that its alpha of 2.5 is a weight of 1/2.5 here. There all
+    data are demonstrations.
+
+    Example: means [[1., 0.], [9., 9.]], actions 0, is_demonstrated [1., 0.], q [-2., 2.] -> 2 (1 + 0) / 2 = 1.
+    """
+    distances = (means - actions).square().mean(dim=-1)
+    return q.detach().abs().mean() * (distances * is_demonstrated).sum() / is_demonstrated.sum().clamp(min=1.0)
+
+
 def ppo_loss(
     *,
     logprob: Tensor,

@@ -21,7 +21,7 @@ from rayalign.control.learner import POLICY, REWARD_SETTINGS, reward_loss
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import Steps, reward_rows
 from rayalign.errors import Diverged, UserError
-from rayalign.objectives.control import ppo_loss, sac_loss, slope_penalty
+from rayalign.objectives.control import cloning_loss, ppo_loss, sac_loss, slope_penalty
 from tests.control.conftest import MakeConfig
 from tests.control.worlds import some_preferences
 
@@ -170,6 +170,36 @@ def test_without_the_actor_the_critics_learn_alone() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(shown["critic_loss"].item()) and q.grad is not None and q.grad.abs().max() > 0
     assert all(not tensor.grad.any() for tensor in (*numbers.values(), log_coef) if tensor.grad is not None)
+
+
+def test_cloning_loss_by_hand() -> None:
+    """Of demonstrated rows alone, in units of the mean |Q|, which it does not move."""
+    means = torch.tensor([[1.0, 0.0], [9.0, 9.0]], requires_grad=True)
+    q = torch.tensor([-2.0, 4.0], requires_grad=True)
+    loss = cloning_loss(means, torch.zeros(2, 2), torch.tensor([1.0, 0.0]), q)
+    assert loss.item() == pytest.approx(3 * 0.5)
+    loss.backward()
+    assert q.grad is None and means.grad is not None and means.grad.tolist() == [[3.0, 0.0], [0.0, 0.0]]
+    assert cloning_loss(means, torch.zeros(2, 2), torch.zeros(2), q).item() == 0
+
+
+def test_the_actor_stays_near_what_is_demonstrated(small: MakeConfig) -> None:
+    """With a weight that leaves the critics no say its distance to the demonstrations' actions falls."""
+    weighed = {"demonstration_share": 0.5, "cloning_weight": 1e4, "learning_rate": 3e-3, "updates_per_step": 10}
+    alternation = begin(small(policy=weighed))
+    try:
+        demonstrations = alternation._data.demonstrations
+        assert demonstrations is not None
+
+        def distance() -> float:
+            found = alternation.policy().network(demonstrations.observations)[:, :1]
+            return float(np.square(np.tanh(found) - demonstrations.actions).mean())
+
+        before = distance()
+        alternation.policy_steps(lambda _: None)
+        assert distance() < 0.7 * before
+    finally:
+        alternation.close()
 
 
 def test_a_cloned_start_is_the_clone_until_the_critics_have_learned(small: MakeConfig) -> None:

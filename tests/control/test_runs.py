@@ -42,7 +42,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "gail": {"method": "ml_irl", "reward": {"loss": "logistic", "divergence": "jensen_shannon_softplus"}},
     "airl": {"method": "ml_irl", "reward": {"loss": "logistic"}},
     "ensemble": {"method": "aihf", "reward": {"ensemble": 3, "pessimism": 0.5}},
-    "cloned": {"policy": {"start": "cloned", "cloning_epochs": 5, "demonstration_share": 0.25}},
+    "cloned": {
+        "policy": {"start": "cloned", "cloning_epochs": 5, "demonstration_share": 0.25, "cloning_weight": 0.4},
+    },
     "ppo": {"policy": PPO},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rayalign.config.model import OptimizerConfig
+from rayalign.config.model import LearnerConfig, OptimizerConfig
 from rayalign.engines.learner import MAX_SKIPPED, LossOutput, schedule_factor
 from rayalign.errors import RayalignError
 from rayalign.telemetry.metrics import Mean, values
@@ -102,6 +102,21 @@ def test_bfloat16_weights_train(tied, zero_stage):
     for name, weight in after.items():
         if "layernorm" in name:  # at 1, bfloat16 is 2**-8 coarse: 40 steps of 1e-4 count, one alone is lost
             assert 0.3 < float((weight != before[name]).float().mean()), name
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_buffers_are_no_larger_than_the_model(tied, zero_stage, monkeypatch):
+    """DeepSpeed's own are of two GB each, which a process of several models has no room for. One's own keys go before."""
+    asked = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **keys: asked.append(size) or empty(*size, **keys))
+    learner = make_learner(tied, learner_config(zero_stage=zero_stage), OptimizerConfig())
+    learner.step(ODD, weighted_loss(ODD), denominator=len(ODD))
+    sizes = [size[0] for size in asked if len(size) == 1 and isinstance(size[0], int)]
+    assert sizes and max(sizes) <= sum(weight.numel() for weight in snapshot(learner).values())
+    own = LearnerConfig(zero_stage=zero_stage, deepspeed={"zero_optimization": {"reduce_bucket_size": 12345}})
+    settings = make_learner(tied, own, OptimizerConfig())._engine.config["zero_optimization"]
+    assert settings == {"stage": zero_stage, "reduce_bucket_size": 12345}
 
 
 def endless(model, batch):

@@ -60,7 +60,7 @@ def model_config(*, dtype: Any = "float32", lora: LoraConfig | None = None, atte
 def learner_config(**keys: Any) -> LearnerConfig:
     """ZeRO-3 shards here what DeepSpeed would leave whole because it is small."""
     stage = keys.get("zero_stage", 0)
-    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    zero = {"stage3_param_persistence_threshold": 0}
     return LearnerConfig(**keys, deepspeed={"zero_optimization": zero} if stage == 3 else {})
 
 
