@@ -26,7 +26,7 @@ from rayalign.errors import DataError, UserError
 from rayalign.evaluate.statistics import mean_interval
 from rayalign.report.page import Picture, Section, page
 from rayalign.storage.aside import check_writable, written_aside
-from rayalign.storage.run_folder import CONFIG_FILE
+from rayalign.storage.run_folder import CONFIG_FILE, METRICS_FILE
 
 EPISODES = 3  # whose steps stand for a source
 CURVES = {
@@ -57,7 +57,7 @@ def read_result(folder: Path) -> ControlResult:
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder}: holds no {CONFIG_FILE}; give the folder of a control run (RUN_DIR/NAME)")
     config = load_config_as(ControlConfig, folder / CONFIG_FILE)
-    metrics, results = folder / "metrics.jsonl", folder / RESULTS_FILE
+    metrics, results = folder / METRICS_FILE, folder / RESULTS_FILE
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
     try:
         records = [json.loads(line) for line in lines if line.endswith("\n")]

@@ -78,6 +78,8 @@ class RlSession:
         self._policy = config.policy
         self._num_learners = max(1, config.placement.num_learners)
         self._num_runners, self._is_remote = config.placement.num_env_runners, config.placement.remote
+        # RLlib makes torch deterministic, which also fills all memory that is asked for: not for who comes after.
+        self._was_deterministic = torch.are_deterministic_algorithms_enabled()
         algorithm = algorithm_config(config, task, scale, coefficients)
         register_env(ENVIRONMENT, lambda _: make_environment(_of_training(config, task)))
         self._group: EnvRunnerGroup | None = None
@@ -258,6 +260,7 @@ class RlSession:
 
     def close(self) -> None:
         """Ends env runners and learners; what does not end is left to Ray."""
+        torch.use_deterministic_algorithms(self._was_deterministic)
         with contextlib.suppress(WorkerLost):
             self._ask("end of learners", self._learners.shutdown, CLOSE_S)
         if self._local is not None:

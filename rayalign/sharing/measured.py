@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rayalign.report.results import Estimate
+from rayalign.report.results import Estimate, estimates_below
 from rayalign.sharing.found import SharedModel, SharedRun
 from rayalign.storage.evaluation import EVALUATION_FILE, content_of, read_evaluation
 
@@ -60,17 +60,5 @@ def of_suites(run: SharedRun, model: SharedModel) -> list[Measured]:
 
 
 def _table(source: str, results: Any) -> Measured | None:
-    rows = list(_rows(results, ()))
+    rows = [Row(" / ".join(path), found) for path, found in estimates_below(results)]
     return Measured(source, rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS)) if rows else None
-
-
-def _rows(node: Any, path: tuple[str, ...]) -> Iterator[Row]:
-    """Every estimate below a node, whatever the suite; parts of other shapes are passed over."""
-    if not isinstance(node, Mapping) or len(path) > 8:
-        return
-    found = Estimate.parse(node) if "mean" in node else None
-    if found is not None:
-        yield Row(" / ".join(path), found)
-        return
-    for name, below in node.items():
-        yield from _rows(below, (*path, str(name)))

@@ -26,10 +26,11 @@ from rayalign.storage.checkpoints import (
 )
 from rayalign.storage.evaluation import EVALUATION_FILE, merge_evaluation
 from rayalign.storage.remote import NotThere, Remote
+from rayalign.storage.run_folder import ALARMS_FILE, METRICS_FILE, ROUNDS_FILE
 
 DONE = "done.json"  # in the folder of a stage that has finished
 # Of the run itself, that a resumed one goes on with.
-BESIDE = ("metrics.jsonl", "rounds.jsonl", "alarms.jsonl", EVALUATION_FILE, "wandb_run_id", "mlflow_run_id")
+BESIDE = (METRICS_FILE, ROUNDS_FILE, ALARMS_FILE, EVALUATION_FILE, "wandb_run_id", "mlflow_run_id")
 Signature = tuple[tuple[str, int, int, int], ...]  # of each file: name, bytes, when it was changed, inode
 
 

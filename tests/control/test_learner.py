@@ -49,6 +49,12 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return all(np.array_equal(first[name], second[name]) for name in first)
 
 
+def test_a_session_leaves_torch_as_it_was(small: MakeConfig) -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    begin(small(method="aihf")).close()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_ray_is_not_started_for_one_process(aihf: Alternation) -> None:
     import ray
 
