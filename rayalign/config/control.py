@@ -147,6 +147,11 @@ class ControlPolicy(Strict):
         description="cuts episodes of training there, and not those that are measured: where a policy falls and stays down, "
         "most of a long episode teaches nothing",
     )
+    max_unhealthy_steps: PositiveInt | None = Field(
+        None,
+        description="cuts an episode of training after so many steps in a row in which a MuJoCo environment calls itself "
+        "unhealthy: it is truncated and not ended, so its length tells nothing of the reward's sign",
+    )
     fragment: PositiveInt = Field(50, description="environment steps between two rows of updates; PPO's batch")
     ppo: PpoConfig = PpoConfig()
     start: Literal["random", "cloned"] = Field(

@@ -77,6 +77,21 @@ def make_environment(config: EnvironmentConfig, render_mode: str | None = None) 
         raise UserError(f"environment.options: {config.id} does not take them: {_brief(error)}") from None
 
 
+def make_training_environment(config: EnvironmentConfig, cut: int | None, max_unhealthy: int | None) -> Any:
+    """The environment with its episodes truncated after `cut` steps, and after `max_unhealthy` unhealthy ones in a row.
+
+    Raises UserError where the environment does not say what is healthy.
+    """
+    found = make_environment(config if cut is None else config.model_copy(update={"max_episode_steps": cut}))
+    if max_unhealthy is None:
+        return found
+    if not hasattr(found.unwrapped, "is_healthy"):
+        raise UserError(f"policy.max_unhealthy_steps: {config.id} does not say when it is unhealthy; leave it out")
+    from rayalign.control.wrappers import CutWhenUnhealthy
+
+    return CutWhenUnhealthy(found, max_unhealthy)
+
+
 def look_at(config: EnvironmentConfig) -> Task:
     """The task of an environment. Raises UserError for one that is not of vectors, or whose episodes vary in length."""
     environment = make_environment(config)

@@ -25,9 +25,9 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
 from rayalign.actors.deadline import failure
-from rayalign.config.control import ControlConfig, EnvironmentConfig
+from rayalign.config.control import ControlConfig
 from rayalign.control.algorithm import ENVIRONMENT, algorithm_config
-from rayalign.control.environments import HORIZON_REASON, Task, make_environment
+from rayalign.control.environments import HORIZON_REASON, Task, make_training_environment
 from rayalign.control.learner import POLICY, SKIPPED
 from rayalign.control.networks import REWARD
 from rayalign.control.policies import Network
@@ -52,12 +52,11 @@ METRICS = {
 }
 
 
-def _of_training(config: ControlConfig, task: Task) -> EnvironmentConfig:
-    """The environment with its episodes cut where the policy's are to be, but never later than it does so itself."""
+def _training_environment(config: ControlConfig, task: Task) -> Any:
+    """With its episodes cut where the policy's are to be, but never later than it does so itself."""
     cut = config.policy.max_episode_steps
-    if cut is None:
-        return config.environment
-    return config.environment.model_copy(update={"max_episode_steps": min(cut, task.horizon)})
+    at = None if cut is None else min(cut, task.horizon)
+    return make_training_environment(config.environment, at, config.policy.max_unhealthy_steps)
 
 
 class RlSession:
@@ -81,7 +80,7 @@ class RlSession:
         # RLlib makes torch deterministic, which also fills all memory that is asked for: not for who comes after.
         self._was_deterministic = torch.are_deterministic_algorithms_enabled()
         algorithm = algorithm_config(config, task, scale, coefficients)
-        register_env(ENVIRONMENT, lambda _: make_environment(_of_training(config, task)))
+        register_env(ENVIRONMENT, lambda _: _training_environment(config, task))
         self._group: EnvRunnerGroup | None = None
         self._local: SingleAgentEnvRunner | None = None
         with warnings.catch_warnings():

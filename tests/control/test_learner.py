@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rayalign.config.control import ControlConfig
+from rayalign.config.control import ControlConfig, EnvironmentConfig
 from rayalign.control.alternation import Alternation
 from rayalign.control.checkpoints import packed, unpacked
 from rayalign.control.cloning import clone
 from rayalign.control.data import coefficients, load_data, observation_scale
-from rayalign.control.environments import look_at
+from rayalign.control.environments import look_at, make_training_environment
 from rayalign.control.evaluation import roll_out
 from rayalign.control.learner import POLICY, REWARD_SETTINGS, reward_loss
 from rayalign.control.networks import REWARD
@@ -423,6 +423,25 @@ def test_episodes_of_training_can_be_cut_short(small: MakeConfig, cut: int | Non
         assert whole.lengths.tolist() == [200]
     finally:
         alternation.close()
+
+
+def test_an_episode_of_training_is_cut_once_it_is_unhealthy_for_long() -> None:
+    """Truncated and not ended, after so many unhealthy steps in a row; begun again, it counts anew."""
+    pytest.importorskip("mujoco")
+    config = EnvironmentConfig(id="Hopper-v5", options={"terminate_when_unhealthy": False})
+    environment = make_training_environment(config, None, 5)
+    environment.action_space.seed(0)
+    for seed in range(2):
+        environment.reset(seed=seed)
+        healthy, is_cut = [], False
+        while not is_cut:
+            *_, terminated, is_cut, _ = environment.step(environment.action_space.sample())
+            assert not terminated
+            healthy.append(environment.unwrapped.is_healthy)
+        assert healthy[-6:] == [True] + [False] * 5 and len(healthy) < 500
+    environment.close()
+    with pytest.raises(UserError, match="Pendulum-v1 does not say when it is unhealthy"):
+        make_training_environment(EnvironmentConfig(id="Pendulum-v1"), 50, 5)
 
 
 def test_an_episode_that_ends_early_is_told(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
