@@ -57,6 +57,7 @@ class Stopped(RayalignError):
     """The run was asked to stop (SIGTERM), and has saved where it is."""
 
 
+GOES_ON = "a next start goes on from the stage's last checkpoint, or begins the stage again where it has none"
 STOPPED_CODE = 143  # of a program that ended for SIGTERM
 
 
@@ -69,8 +70,7 @@ def one_line_errors() -> Iterator[None]:
         print(f"rayalign: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
-        kept = "the same command goes on from the last checkpoint; finished stages are kept"
-        print(f"rayalign: interrupted; {kept}", file=sys.stderr)
+        print(f"rayalign: interrupted; {GOES_ON}; finished stages are kept", file=sys.stderr)
         sys.exit(130)
 
 

@@ -21,7 +21,7 @@ from rayalign.config.load import dump_config
 from rayalign.config.run import RunConfig
 from rayalign.config.stages import Stage
 from rayalign.data.files import one_line
-from rayalign.errors import Diverged, Stopped, UserError, WorkerLost, is_disk_full
+from rayalign.errors import GOES_ON, Diverged, Stopped, UserError, WorkerLost, is_disk_full
 from rayalign.own_code import identify
 from rayalign.ports import Fleet
 from rayalign.preflight.check import check_run, needs_of
@@ -229,7 +229,7 @@ def _run_stage(runner: Callable[[RunContext, Any], None], context: RunContext, s
             context.close_sampler()
             if context.stopping:
                 raise Stopped(
-                    f"stage {stage.name} was asked to stop, and {loss}; a next start goes on from the last checkpoint"
+                    f"stage {stage.name} was asked to stop, and {loss}; {GOES_ON}"
                 ) from loss
             if not left:
                 raise WorkerLost(

@@ -137,7 +137,7 @@ def ending(view: RunView) -> str:
         return "the run has finished"
     return (
         f"the run ended in stage {current.name}, before its end: it died, was stopped or failed; "
-        "the command that started it goes on from its last checkpoint"
+        "the command that started it goes on from the stage's last checkpoint, or begins the stage again where it has none"
     )
 
 
