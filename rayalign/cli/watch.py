@@ -48,7 +48,7 @@ def _watched(folder: Path, *, once: bool) -> bool:
     if not _is_there(folder):
         print(f"{folder}: no run has started there" + ("" if once else " yet; waiting for it"), flush=True)
         if once:
-            return True
+            return False
         while not _is_there(folder):
             time.sleep(POLL_S)
     done = folder if _is_control(folder) else None

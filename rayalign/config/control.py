@@ -159,7 +159,9 @@ class ControlPolicy(Strict):
         description="cloned: a clone of the demonstrations, as a language model is fine-tuned on them first; it makes the "
         "warm-up's steps, from which the reward and then the critics learn before the actor moves",
     )
-    cloning_epochs: PositiveInt = Field(200, description="passes over the demonstrations in behaviour cloning")
+    cloning_epochs: PositiveInt = Field(
+        200, description="passes over the demonstrations, in behaviour cloning and for `start: cloned`"
+    )
     demonstration_share: Fraction = Field(
         0.0, description="of a batch: steps of the demonstrations, paid the newest reward like the policy's own"
     )

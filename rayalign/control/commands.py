@@ -93,9 +93,12 @@ def _expert(parsed: argparse.Namespace) -> None:
     from rayalign.control.experts import make_expert
 
     place = make_expert(config)
-    tiers = json.loads((place / "results.json").read_text(encoding="utf-8"))["tiers"]
-    for name, found in tiers.items():
+    results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+    for name, found in results["tiers"].items():
         print(f"{place / name}.npz: true return {found['return_mean']:.1f}")
+    print(f"random actions: {results['random_return']:.1f}")
+    if results["tiers"]["demonstrations"]["return_mean"] <= results["random_return"]:
+        print("warning: the expert is no better than random actions, so there is nothing to learn; raise expert.steps")
     print(f"expert: {place}")
 
 

@@ -26,9 +26,9 @@ def read_arrays(path: Path, required: Sequence[str]) -> dict[str, np.ndarray]:
         with file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file; rayalign control expert CONFIG makes both kinds") from None
     except Exception as error:  # noqa: BLE001 - numpy, zipfile, zlib and tokenize each have their own for a damaged file
-        told = " ".join(str(error).split())[:120]
+        told = "it is no zip file" if "contains pickled" in str(error) else " ".join(str(error).split())[:120]
         raise DataError(f"{path}: not an npz file of plain arrays ({told}); docs/control.md has the layout") from None
     missing = [name for name in required if name not in arrays]
     if missing:

@@ -101,6 +101,7 @@ class SacLearner(RewardedLearner):
         if settings["cloning_weight"] and DEMONSTRATED in batch:
             distance = cloning_loss(means, batch[Columns.ACTIONS], batch[DEMONSTRATED], fwd_out["q_actor"])
             loss = loss + actor_weight * settings["cloning_weight"] * distance
+            shown = shown | {"cloning_loss": distance.detach()}
         return loss, shown
 
     def after_policy_update(self) -> None:

@@ -38,7 +38,7 @@ CALL_S = 600.0  # of any call to RLlib's actors
 CLOSE_S = 30.0
 T = TypeVar("T")
 METRICS = {
-    POLICY: ("critic_loss", "q_mean", "entropy", "entropy_coef", "clipped_frac", "kl_from_sampler"),
+    POLICY: ("critic_loss", "q_mean", "entropy", "entropy_coef", "clipped_frac", "kl_from_sampler", "cloning_loss"),
     REWARD: (
         "margin_demo_minus_agent",
         "demo_mean",

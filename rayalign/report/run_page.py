@@ -184,7 +184,7 @@ def _alarms(runs: Sequence[RunFiles], labelled: Sequence[str]) -> Section:
     for stage in dict.fromkeys(name for run in runs for name in run.loops):
         panels = [Panel(f"{name.removeprefix('watch/').replace('_', ' ')} (its own unit)", {name: name}) for name in names]
         charts += panel_charts(grouped(runs), stage, panels)
-    lines = told or ["No alarm tripped."]
+    lines = told or ["No alarm tripped." if any(run.loops for run in runs) else "No loop has run, so nothing was watched."]
     return Section("The watch for reward hacking", lines=lines, charts=charts, folded=bool(charts) and not told)
 
 

@@ -11,7 +11,7 @@ _MEASURES = {"golden": "golden reward", "reward": "learned reward"}
 _LESS_OFTEN = 0.05  # a drop of the share of ended answers worth a word
 _CHANCE = 0.5
 
-_PLANTED_CAVEAT = "one run with one seed is no proof: `benchmarks/claims.py rft` has seeds and controls"
+_PLANTED_CAVEAT = "one run with one seed is no proof: benchmarks/claims.py rft has seeds and controls"
 _CAVEAT = "one run with one seed is no proof"
 _JUDGE_CAVEAT = "the learned reward is what {new} was trained on, so a gain in it may be over-optimisation"
 

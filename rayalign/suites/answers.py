@@ -73,7 +73,11 @@ class Answerer:
         self.template = Template(
             load_tokenizer(self.folder, trust_remote_code=options.trust_remote_code), options.chat_template
         )
-        self.max_length = min(max_length_of(settings), options.max_length or MAX_LENGTH)
+        readable = max_length_of(settings)
+        self.max_length = min(readable, options.max_length or MAX_LENGTH)
+        self._mend = f"lower --max-new-tokens, or raise --max-length (to {readable} at most)"
+        if self.max_length == readable:
+            self._mend = f"set --max-new-tokens below {readable}"
         self.tally = Tally()
         pin_threads(options.threads)
         self._sampler = VllmSampler(self._setup(settings, options))
@@ -120,7 +124,7 @@ class Answerer:
         if not 0 < max_new_tokens < self.max_length:
             raise UserError(
                 f"answers of {max_new_tokens} tokens leave no room for a prompt: {self.folder} reads {self.max_length}; "
-                "lower --max-new-tokens, or raise --max-length"
+                f"{self._mend}"
             )
         drawn = num if temperature > 0 else 1
         sampling = _sampling(temperature, max_new_tokens)

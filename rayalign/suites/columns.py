@@ -14,7 +14,9 @@ Row = tuple[str, list[str]]  # what it is, and a cell for each model
 def side_by_side(names: Iterable[str], rows: Iterable[Row]) -> list[str]:
     """A line with the names, and one for each row."""
     lines = [("", list(names)), *rows]
-    return [f"  {name:<{WIDTH}}" + "".join(f"{cell:>{WIDTH}}" for cell in cells) for name, cells in lines]
+    width = max(WIDTH, *(2 + len(cell) for _, cells in lines for cell in cells))
+    label = max(WIDTH, *(len(name) for name, _ in lines))
+    return [f"  {name:<{label}}" + "".join(f"{cell:>{width}}" for cell in cells) for name, cells in lines]
 
 
 def interval(found: dict[str, Any], digits: int = 3) -> str:

@@ -26,6 +26,8 @@ def compare(places: Sequence[Path]) -> list[str]:
     """Lines for a terminal. Raises UserError for fewer than two places, and for one without an evaluation."""
     if len(places) < 2:
         raise UserError("compare: give two places or more, each with an evaluation.json")
+    if twice := [place for number, place in enumerate(places) if place in places[:number]]:
+        raise UserError(f"compare: {twice[0]} is given twice; give two places or more that differ")
     found = {_name(place, places): _suites(place) for place in places}
     known = (suite for suite in next(iter(found.values())) if suite in TABLES or suite.startswith(STAGE_SUITE))
     common = [suite for suite in known if all(suite in suites for suites in found.values())]

@@ -127,7 +127,7 @@ def test_a_terminal_has_one_live_display(tmp_path: Path) -> None:
 def test_once(tmp_path: Path, rayalign: Rayalign) -> None:
     folder = tmp_path / "demo"
     before = rayalign("watch", folder, "--once")
-    assert (before.code, before.out) == (0, f"{folder}: no run has started there\n")
+    assert (before.code, before.out) == (1, f"{folder}: no run has started there\n")
     with run(folder, 12, 0.0, "waits") as process:
         until(lambda: num_lines(folder) == 14)
         at_work = rayalign("watch", folder, "--once")

@@ -135,6 +135,13 @@ def test_files_that_are_none(content: bytes | str | None, tmp_path: Path, task: 
         load_demonstrations(path, task)
 
 
+def test_a_text_file_is_told_as_what_it_is(tmp_path: Path, task: Task) -> None:
+    """numpy takes it for a pickle, and advises to load it as one."""
+    (tmp_path / "demos.npz").write_text("hello")
+    with pytest.raises(DataError, match=r"demos\.npz: not an npz file of plain arrays \(it is no zip file\)"):
+        load_demonstrations(tmp_path / "demos.npz", task)
+
+
 def test_a_damaged_byte_is_told_wherever_it_lies(tmp_path: Path, task: Task) -> None:
     """Or does no harm: what a compressed file makes of it differs from byte to byte."""
     path = write_demonstrations(tmp_path / "demos.npz", 1)

@@ -35,6 +35,12 @@ def finished(small: MakeConfig) -> Path:
     return train(small(method="aihf", evaluation={"every": 1, "num_episodes": 2}))
 
 
+def test_a_run_of_language_models_has_its_own_report(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: x\nstages: []\n")
+    with pytest.raises(UserError, match="a run of language models; use rayalign report"):
+        write_report([tmp_path])
+
+
 def test_a_finished_run_shows_its_pictures_and_loads_nothing(finished: Path) -> None:
     done = run_rayalign("control", "report", str(finished))
     assert (done.returncode, done.stdout) == (0, f"report: {finished / 'report.html'}\n"), done.stderr

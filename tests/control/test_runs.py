@@ -168,7 +168,8 @@ def test_the_command_line(small: MakeConfig, tmp_path: Path) -> None:
     again = run_rayalign("control", "evaluate", str(file))
     assert again.stdout.splitlines()[0] == done.stdout.splitlines()[0]
     bad = run_rayalign("control", "train", str(file), "name=other", "demonstrations.path=nowhere.npz")
-    assert (bad.returncode, bad.stderr) == (2, "rayalign: nowhere.npz: no such file\n")
+    line = "rayalign: nowhere.npz: no such file; rayalign control expert CONFIG makes both kinds\n"
+    assert (bad.returncode, bad.stderr) == (2, line)
     assert not (tmp_path / "other").exists()
     missing = run_rayalign("control", "evaluate", str(file), "name=other")
     assert missing.returncode == 2 and "is the run finished?" in missing.stderr

@@ -8,7 +8,7 @@ from rayalign.report.verdict import verdict
 
 from .cases import RFT, SFT, cell, estimate, full, model
 
-NO_PROOF = "one run with one seed is no proof: `benchmarks/claims.py rft` has seeds and controls."
+NO_PROOF = "one run with one seed is no proof: benchmarks/claims.py rft has seeds and controls."
 
 
 def test_the_headline_of_planted_md():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rayalign.errors import UserError
 from rayalign.evaluate.reward_accuracy import ScoredPairs, reward_accuracy
 from rayalign.evaluate.statistics import mean_interval
 from rayalign.storage.evaluation import packed, record
+from rayalign.suites.columns import side_by_side
 from rayalign.suites.compare import compare
 from tests.conftest import run_rayalign
 
@@ -42,6 +44,19 @@ def test_the_difference_is_that_of_the_same_pairs(tmp_path: Path) -> None:
     assert f"{(first > 0).mean():.3f} (" in done.stdout and "Chat" in done.stdout
     lines = compare([two, write_evaluation(tmp_path / "c", second)])
     assert "+0.000 (95% interval +0.000 to +0.000; 0 is within it" in lines[-1]
+
+
+def test_a_place_that_is_given_twice_is_told(tmp_path: Path) -> None:
+    place = write_evaluation(tmp_path / "a", np.ones(5))
+    with pytest.raises(UserError, match="a is given twice; give two places or more that differ"):
+        compare([place, place])
+
+
+def test_columns_do_not_touch() -> None:
+    """However long a label or a cell is."""
+    rows = [("base, learned reward, T=1", ["-0.964 (-1.021 to -0.908)", "0.1"]), ("x", ["1", "2"])]
+    found = side_by_side(["a", "b"], rows)
+    assert [len(re.split(r"  +", line.strip())) for line in found] == [2, 3, 3]
 
 
 def test_other_pairs_have_no_difference(tmp_path: Path) -> None:
