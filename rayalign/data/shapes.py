@@ -234,7 +234,8 @@ def _with_words(prompt: Conversation) -> Conversation:
 
 
 def _refuse(row: Row, place: Place, what: str, accepted: str) -> NoReturn:
+    columns = ", ".join(f"{name} (null)" if value is None else name for name, value in row.items())
     raise DataError(
-        f"{place}: no {what} in a row with the columns {', '.join(row) or '(none)'}; accepted: {accepted}; "
+        f"{place}: no {what} in a row with the columns {columns or '(none)'}; accepted: {accepted}; "
         "name other columns in the source's columns setting"
     )

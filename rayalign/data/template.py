@@ -76,6 +76,13 @@ class Template:
         bos: int | None = self._tokenizer.bos_token_id
         return bos
 
+    @property
+    def unknown_token_id(self) -> int | None:
+        """What the tokenizer gives for text that it has no token for; None where it has one for all, or none of its own."""
+        own: int | None = self._tokenizer.unk_token_id
+        others = {self._tokenizer.pad_token_id, self._tokenizer.bos_token_id, *self.end_token_ids}
+        return None if own in others else own
+
     def prompt_text(self, conversation: Conversation) -> str:
         """The rendered prompt, up to where the response begins.
 

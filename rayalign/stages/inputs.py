@@ -22,9 +22,10 @@ from rayalign.data.tokenize import tokenize_demonstrations, tokenize_preferences
 from rayalign.data.vocabulary import Vocabulary, read_vocabulary, scratch_problem, vocabulary_problem
 from rayalign.errors import ConfigError, DataError, UserError
 from rayalign.stages.context import RunContext
-from rayalign.types import Sequences, TokenizedPrompts
+from rayalign.types import Ragged, Sequences, TokenizedPrompts
 
 Row = TypeVar("Row")
+MANY_UNKNOWN = 0.2  # of a text's tokens, above which it was hardly meant for this tokenizer
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,18 @@ def tell(context: RunContext, source: DataSource, tally: Tally, more: str = "") 
         context.progress.say(f"{source.path}: {tally}{more}")
 
 
+def warn_of_unknown(context: RunContext, source: DataSource, *found: Ragged) -> None:
+    """Says where much of a source's text is nothing to the tokenizer: a model cannot learn to tell its words apart."""
+    unknown = context.template().unknown_token_id
+    tokens = np.concatenate([ragged.values for ragged in found])
+    frac = float((tokens == unknown).mean()) if unknown is not None and len(tokens) else 0.0
+    if frac > MANY_UNKNOWN:
+        context.progress.say(
+            f"warning: {source.path}: {frac:.0%} of its tokens are unknown to the tokenizer ({context.tokenizer_path}), "
+            "which was made for other text; set model.path (or model.tokenizer) to one that was made for this"
+        )
+
+
 def sequences_of(context: RunContext, source: DataSource) -> Sequences:
     """Rows with a prompt and a response, as sequences; stored samples by their tokens, as they were drawn."""
     if is_sample_file(path := Path(context.locate(source.path))):
@@ -87,6 +100,7 @@ def sequences_of(context: RunContext, source: DataSource) -> Sequences:
         rows, context.template(), **_fit(context), room=room, places=places, tally=tally
     )
     tell(context, source, tally)
+    warn_of_unknown(context, source, sequences.tokens)
     return sequences
 
 
@@ -98,6 +112,7 @@ def load_prompts(context: RunContext, source: DataSource, *, room: int, limit: i
     room = max(room, context.config.response_room or 0)  # one cut for all stages, or their prompts would not match
     prompts = tokenize_prompts(rows, context.template(), **_fit(context), room=room, places=places, tally=tally)
     tell(context, source, tally)
+    warn_of_unknown(context, source, prompts.tokens)
     return prompts
 
 
@@ -106,6 +121,7 @@ def load_preferences(context: RunContext, source: DataSource) -> tuple[Sequences
     rows, places, tally = _read(context, source, shapes.preferences)
     pairs = tokenize_preferences(rows, context.template(), **_fit(context), places=places, tally=tally)
     tell(context, source, tally)
+    warn_of_unknown(context, source, *(side.tokens for side in pairs))
     return pairs
 
 
