@@ -19,6 +19,7 @@ SUITES = {suite.name: suite for suite in (REWARD, GENERATION, MT_BENCH, IFEVAL, 
 
 
 def add_evaluate(commands: argparse._SubParsersAction[Parser]) -> None:
+    """`rayalign evaluate`."""
     listed = "\n".join(f"  {suite.name:<12} {suite.summary}" for suite in SUITES.values())
     evaluate = add_command(
         commands,
@@ -89,6 +90,7 @@ def _options_of(suite: Suite) -> set[str]:
 
 
 def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
+    """`rayalign compare`."""
     compare = add_command(
         commands,
         "compare",

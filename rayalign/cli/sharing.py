@@ -10,6 +10,7 @@ from rayalign.cli.parser import Parser, add_command
 
 
 def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
+    """`rayalign export`."""
     export = add_command(
         commands,
         "export",
@@ -27,6 +28,7 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def add_push(commands: argparse._SubParsersAction[Parser]) -> None:
+    """`rayalign push`."""
     push = add_command(
         commands,
         "push",

@@ -13,6 +13,7 @@ from rayalign.telemetry.watching import POLL_S, RunSigns, RunView, StagePlan, fo
 
 
 def add_watch(commands: argparse._SubParsersAction[Parser]) -> None:
+    """`rayalign watch`."""
     watch = add_command(
         commands,
         "watch",
@@ -40,7 +41,7 @@ def _watch(parsed: argparse.Namespace) -> None:
 
 
 def _watched(folder: Path, *, once: bool) -> bool:
-    """Whether all is well: the run has finished, or is only looked at and has not ended before its end."""
+    """Whether all is well: the run has finished, or is only looked at, is there and has not ended before its end."""
     from rayalign.storage.mirror import DONE
     from rayalign.storage.run_folder import is_held
     from rayalign.telemetry.progress import Progress

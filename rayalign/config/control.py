@@ -180,6 +180,8 @@ class ControlPolicy(Strict):
                 raise ValueError(
                     f"{name}: {self.algorithm} does not read it; leave it out, or set algorithm to the other"
                 )
+        if self.start == "cloned" and not self.warmup_steps:
+            raise ValueError("warmup_steps: from a clone's the reward and the critics learn first; set it to 5000, say")
         if self.cloning_weight and not self.demonstration_share:
             raise ValueError("cloning_weight: no batch holds demonstrations; set demonstration_share to 0.25, say")
         if self.algorithm == "sac" and self.replay_size < self.warmup_steps:

@@ -85,7 +85,8 @@ class Alternation:
 
     def _critic_updates(self) -> None:
         rows = self._replayed_rows(self.config.policy.fragment)
-        self.session.update_policy(rows | {ACTOR_WEIGHT: np.zeros(len(rows["obs"]), np.float32)})
+        if len(rows["obs"]):
+            self.session.update_policy(rows | {ACTOR_WEIGHT: np.zeros(len(rows["obs"]), np.float32)})
 
     def policy_steps(
         self, advanced: Callable[[int], None], stopping: Callable[[], bool] = lambda: False

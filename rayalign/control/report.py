@@ -56,7 +56,8 @@ def read_result(folder: Path) -> ControlResult:
     """Raises UserError for what is no control run."""
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder}: holds no {CONFIG_FILE}; give the folder of a control run (RUN_DIR/NAME)")
-    if any(line.startswith("stages:") for line in (folder / CONFIG_FILE).read_text(errors="replace").splitlines()):
+    text = (folder / CONFIG_FILE).read_text(encoding="utf-8", errors="replace")
+    if any(line.startswith("stages:") for line in text.splitlines()):
         raise UserError(f"{folder}: a run of language models; use rayalign report {folder}")
     config = load_config_as(ControlConfig, folder / CONFIG_FILE)
     metrics, results = folder / METRICS_FILE, folder / RESULTS_FILE

@@ -19,7 +19,7 @@ from rayalign.control.alternation import Alternation
 from rayalign.control.checkpoints import ControlCheckpoints
 from rayalign.control.cloning import clone
 from rayalign.control.data import ControlData, coefficients, load_data, observation_scale
-from rayalign.control.environments import Task, look_at
+from rayalign.control.environments import Task, look_at, make_training_environment
 from rayalign.control.evaluation import correlation, measure_return, roll_out
 from rayalign.control.folder import POLICY_FILE, RESULTS_FILE, REWARD_FILE, STAGE, run_folder
 from rayalign.control.policies import Network, SavedPolicy, load_network, save_network
@@ -86,6 +86,8 @@ def task_of(config: ControlConfig, *, learns: bool = True) -> Task:
             f"policy.algorithm: actions of {task.environment} are choices among {task.action_size}, and SAC gives vectors; "
             "set it to ppo, with fragment: 2048"
         )
+    if config.policy.max_unhealthy_steps is not None:  # told here, and not by a worker
+        make_training_environment(config.environment, None, config.policy.max_unhealthy_steps).close()
     return task
 
 

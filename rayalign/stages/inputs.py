@@ -81,8 +81,10 @@ def tell(context: RunContext, source: DataSource, tally: Tally, more: str = "") 
 def warn_of_unknown(context: RunContext, source: DataSource, *found: Ragged) -> None:
     """Says where much of a source's text is nothing to the tokenizer: a model cannot learn to tell its words apart."""
     unknown = context.template().unknown_token_id
-    tokens = np.concatenate([ragged.values for ragged in found])
-    frac = float((tokens == unknown).mean()) if unknown is not None and len(tokens) else 0.0
+    num = sum(len(ragged.values) for ragged in found)
+    if unknown is None or not num:
+        return
+    frac = sum(int((ragged.values == unknown).sum()) for ragged in found) / num
     if frac > MANY_UNKNOWN:
         context.progress.say(
             f"warning: {source.path}: {frac:.0%} of its tokens are unknown to the tokenizer ({context.tokenizer_path}), "

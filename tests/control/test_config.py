@@ -54,6 +54,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "sac's": (["policy.algorithm=ppo", "policy.fragment=2048", "policy.tau=0.1"], "tau: ppo does not read it"),
     "cloned": (["method=preferences", "policy.start=cloned"], "policy.start: preferences reads no demonstrations"),
     "nothing to clone": (["policy.cloning_weight=1"], "no batch holds demonstrations; set demonstration_share"),
+    "no steps of a clone": (["policy.start=cloned", "policy.warmup_steps=0"], "warmup_steps: from a clone's the reward"),
     "share": (["method=preferences", "policy.demonstration_share=0.5"], "demonstration_share: preferences reads no"),
     "fragment": (["policy.algorithm=ppo", "policy.fragment=100"], "from a fragment of 100 steps; raise fragment"),
     "round": (["policy.algorithm=ppo", "policy.fragment=2048"], "200 is less than PPO's fragment of 2048"),

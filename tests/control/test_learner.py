@@ -20,6 +20,7 @@ from rayalign.control.evaluation import roll_out
 from rayalign.control.learner import POLICY, REWARD_SETTINGS, reward_loss
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import Steps, reward_rows
+from rayalign.control.train import train
 from rayalign.errors import Diverged, UserError
 from rayalign.objectives.control import cloning_loss, ppo_loss, sac_loss, slope_penalty
 from tests.control.conftest import MakeConfig
@@ -442,6 +443,12 @@ def test_an_episode_of_training_is_cut_once_it_is_unhealthy_for_long() -> None:
     environment.close()
     with pytest.raises(UserError, match="Pendulum-v1 does not say when it is unhealthy"):
         make_training_environment(EnvironmentConfig(id="Pendulum-v1"), 50, 5)
+
+
+def test_what_is_never_unhealthy_is_told_before_anything_starts(small: MakeConfig) -> None:
+    """Also where the environment would be made by a remote worker."""
+    with pytest.raises(UserError, match="policy.max_unhealthy_steps: Pendulum-v1 does not say when"):
+        train(small(policy={"max_unhealthy_steps": 5}, placement={"num_env_runners": 1}))
 
 
 def test_an_episode_that_ends_early_is_told(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

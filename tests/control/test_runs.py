@@ -45,6 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "cloned": {
         "policy": {"start": "cloned", "cloning_epochs": 5, "demonstration_share": 0.25, "cloning_weight": 0.4},
     },
+    "cloned, few updates": {"policy": {"start": "cloned", "cloning_epochs": 5, "updates_per_step": 0.03}},
     "ppo": {"policy": PPO},
 }
 
