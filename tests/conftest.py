@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ DEMO = REPOSITORY / "rayalign" / "planted" / "demo.yaml"
 CHILD = "RAYALIGN_TEST_IN_OWN_PROCESS"
 BASE = "RAYALIGN_TEST_BASE"
 HUNG_S = 550  # no test takes a minute on two quiet cores, and a busy machine may take ten times as long
-OF_RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 # The same cases every time, however busy the machine is.
 hypothesis.settings.register_profile("rayalign", derandomize=True, deadline=None)
@@ -46,6 +47,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     )
     assert done.returncode == 0, done.stdout[-6000:]
     return True
+
+
+@pytest.fixture(autouse=True, scope="module")
+def found_environment() -> Iterator[None]:
+    """What a module's engines and fleets tell this process of ranks and devices is not told to the next module."""
+    found = {name: os.environ.get(name) for name in (*OF_RANKS, "CUDA_VISIBLE_DEVICES")}
+    yield
+    for name, value in found.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def one_thread() -> dict[str, str]:

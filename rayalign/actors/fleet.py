@@ -18,6 +18,9 @@ from rayalign.actors.train import run_ray_train
 from rayalign.config.placement import PlacementConfig
 from rayalign.ports import PolicyWorker, TransferSetup
 
+# What a process knows of the devices it may use and of its place among ranks: ours while a fleet is in it.
+ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 
 class RayFleet:
     """Starts groups on a Ray cluster, each in a placement group of its own, or all in one when colocated.
@@ -118,7 +121,7 @@ class LocalFleet:
 
     def __init__(self, placement: PlacementConfig) -> None:
         self.plan = make_plan(placement)
-        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self._given = {name: os.environ.get(name) for name in ENVIRONMENT}
         if not placement.policy.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engines take a GPU wherever they see one
 
@@ -157,11 +160,12 @@ class LocalFleet:
         loop(setup, on_report)
 
     def close(self) -> None:
-        """Gives this process its devices back."""
-        if self._visible is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self._visible
-        else:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        """Gives this process its devices back, and its place among ranks: other libraries read both."""
+        for name, value in self._given.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _connect_sender(policy: PolicyWorker, client: Any, transfer: TransferSetup) -> None:

@@ -15,6 +15,7 @@ from rayalign.config.telemetry import TelemetryConfig
 
 Method = Literal["ml_irl", "aihf", "preferences", "behaviour_cloning"]
 LearnedFrom = Literal["demonstrations", "preferences"]
+Schedule = Literal["constant", "linear"]
 Layers = Annotated[list[PositiveInt], Field(min_length=1)]
 
 USES: dict[Method, tuple[LearnedFrom, ...]] = {
@@ -54,6 +55,7 @@ class ControlOptimizer(Strict):
     """Adam."""
 
     learning_rate: Positive = Field(1e-3, le=1e12)
+    schedule: Schedule = Field("constant", description="linear: from the warm-up on it falls to 0 at the end of `rounds`")
     weight_decay: NonNegative = 0.0
 
 
@@ -122,7 +124,7 @@ class PpoConfig(Strict):
 # Of `ControlPolicy`: what only one of the two algorithms reads.
 OF_SAC = (
     "tau", "entropy_coef", "initial_entropy_coef", "warmup_steps", "updates_per_step", "start", "demonstration_share",
-    "cloning_weight",
+    "cloning_weight", "ema_decay",
 )
 OF_PPO = ("ppo",)
 
@@ -133,6 +135,13 @@ class ControlPolicy(Strict):
     algorithm: Literal["sac", "ppo"] = Field("sac", description="PPO where actions are choices, as in CartPole-v1")
     hidden: Layers = [256, 256]
     learning_rate: Positive = Field(3e-4, le=1e12, description="of actor, critics and entropy coefficient")
+    schedule: Schedule = Field("constant", description="of the learning rate, as `reward.optimizer.schedule`")
+    ema_decay: Fraction = Field(
+        0.0,
+        lt=1,
+        description="of an average of the actor's weights over its updates, which is what is measured and saved: each round "
+        "follows another reward, and so the newest actor swings. 0.9999, say; 0: the newest",
+    )
     batch_size: PositiveInt = 256
     discount: Fraction = 0.99
     tau: Positive = Field(0.005, le=1, description="the targets' step towards the critics, each update")

@@ -10,7 +10,7 @@ from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rayalign.config.control import ControlConfig
+from rayalign.config.control import ControlConfig, Schedule
 from rayalign.control.environments import Task
 from rayalign.control.learner import POLICY, POLICY_SETTINGS, REWARD_SETTINGS, RewardedLearner
 from rayalign.control.networks import REWARD, RewardModule
@@ -63,7 +63,7 @@ def _modules(config: ControlConfig, task: Task, scale: np.ndarray, *, learned: b
     shared = [float(number) for number in scale]
     coef = config.policy.initial_entropy_coef if config.policy.entropy_coef == "auto" else config.policy.entropy_coef
     sizes = {"scale": shared, "action_size": task.action_size}
-    policy = {"hidden": list(config.policy.hidden), "entropy_coef": coef} | sizes
+    policy = {"hidden": list(config.policy.hidden), "entropy_coef": coef, "ema_decay": config.policy.ema_decay} | sizes
     specs = {POLICY: RLModuleSpec(module_class=ALGORITHMS[config.policy.algorithm].module, model_config=policy, **spaces)}
     if learned:
         settings = config.reward.model_dump(include=OF_REWARD_MODULE) | sizes
@@ -73,7 +73,8 @@ def _modules(config: ControlConfig, task: Task, scale: np.ndarray, *, learned: b
 
 def _policy_settings(config: ControlConfig, task: Task) -> dict[str, Any]:
     policy = config.policy
-    shared = {"discount": policy.discount, "learning_rate": policy.learning_rate, "weight_decay": 0.0}
+    rate = _learning_rate(policy.learning_rate, policy.schedule, config)
+    shared = {"discount": policy.discount, "learning_rate": rate, "weight_decay": 0.0}
     if policy.algorithm == "ppo":
         return shared | policy.ppo.model_dump(exclude={"epochs"})
     return shared | {
@@ -96,9 +97,18 @@ def _reward_settings(config: ControlConfig, task: Task, coefficients: tuple[floa
         "step_coef": coefficients[0] * (task.horizon if reward.loss == "linear" else 1.0),
         "loss": reward.loss,
         "clamp": reward.clamp,
-        "learning_rate": reward.optimizer.learning_rate,
+        "learning_rate": _learning_rate(reward.optimizer.learning_rate, reward.optimizer.schedule, config),
         "weight_decay": reward.optimizer.weight_decay,
     }
+
+
+def _learning_rate(highest: float, schedule: Schedule, config: ControlConfig) -> float | list[list[float]]:
+    """As RLlib takes it: one number, or what it is after so many environment steps, with straight lines between."""
+    if schedule == "constant":
+        return highest
+    first = config.policy.warmup_steps if config.policy.algorithm == "sac" else 0
+    last = first + config.rounds * config.policy.steps_per_round
+    return [[0, highest], *([[first, highest]] if first else []), [last, 0.0]]
 
 
 def _box(task: Task, size: int) -> Any:

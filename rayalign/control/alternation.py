@@ -172,9 +172,10 @@ class Alternation:
         return steps.at(self.rng.integers(0, len(steps), num))
 
     def policy(self) -> SavedPolicy:
-        """The policy as it is now."""
+        """The policy as it is now, or the average of its weights over its updates where one is kept."""
         module = ALGORITHMS[self.config.policy.algorithm].module
-        network = network_of(self.session.weights(POLICY), "actor", module.activation)
+        part = "average" if self.config.policy.ema_decay else "actor"
+        network = network_of(self.session.weights(POLICY), part, module.activation)
         return SavedPolicy(network, self.task.is_choice)
 
     def reward(self) -> Network:

@@ -59,7 +59,9 @@ def make_expert(config: ControlConfig) -> Path:
 
 def _train(run: ControlRun, random: Demonstrations) -> list[Look]:
     """A look at the policy every so often, until the steps or the seconds are used up."""
-    config, expert = run.config, run.config.expert
+    expert = run.config.expert
+    rounds = -(-expert.steps // run.config.policy.steps_per_round)  # a schedule of learning rates asks for the end
+    config = run.config.model_copy(update={"rounds": rounds})
     scale = observation_scale(config, random.observations)
     alternation = Alternation(config, run.task, ControlData(), scale, None)
     looks: list[Look] = []

@@ -13,6 +13,7 @@ import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from rayalign.control.networks import REWARD
@@ -122,7 +123,9 @@ class RewardedLearner(TorchLearner):
         return {}
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """Reports the last of the call's updates. The learning rates are constant, and the targets have moved."""
+        """Reports the last of the call's updates, and moves the learning rates on. The targets have moved."""
+        for optimizer, schedule in self._optimizer_lr_schedules.items():
+            self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=timesteps[NUM_ENV_STEPS_SAMPLED_LIFETIME]))
         for module_id, shown in self._shown.items():
             self.metrics.log_dict(shown, key=module_id, window=1)
         self.metrics.log_value(SKIPPED, float(self.num_skipped), window=1)

@@ -28,7 +28,8 @@ from rayalign.objectives.control import cloning_loss, sac_loss
 class SacModule(TorchRLModule, InferenceOnlyAPI):
     """Actor, two critics with their targets, and the entropy coefficient, which so is saved and averaged like the rest.
 
-    `model_config` holds `hidden`, `scale` and `entropy_coef`. On env runners there is the actor alone.
+    `model_config` holds `hidden`, `scale`, `entropy_coef` and `ema_decay`; where that is not 0, `average` is the actor's
+    over its updates. On env runners there is the actor alone.
     """
 
     activation = "relu"
@@ -43,10 +44,11 @@ class SacModule(TorchRLModule, InferenceOnlyAPI):
             return
         self.critics = ParallelMlp(2, [len(scale) + num_actions, *hidden, 1], self.activation)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.average = copy.deepcopy(self.actor).requires_grad_(False) if self.model_config["ema_decay"] else None
         self.log_entropy_coef = nn.Parameter(torch.tensor(math.log(self.model_config["entropy_coef"])))
 
     def get_non_inference_attributes(self) -> list[str]:
-        return ["critics", "targets", "log_entropy_coef"]
+        return ["critics", "targets", "log_entropy_coef", *(["average"] if self.model_config["ema_decay"] else [])]
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return {Columns.ACTION_DIST_INPUTS: self.actor(scaled(batch[Columns.OBS], self.scale))}
@@ -69,10 +71,13 @@ class SacModule(TorchRLModule, InferenceOnlyAPI):
             "next_logprob": logprobs[num:].detach(),
         }
 
-    def move_targets(self, tau: float) -> None:
-        """A step of the targets towards the critics."""
+    def move_averages(self, tau: float) -> None:
+        """A step of the targets towards the critics, and of the average towards the actor."""
         with torch.no_grad():
             torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), tau)
+            if self.average is not None:
+                step = 1.0 - self.model_config["ema_decay"]
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.actor.parameters()), step)
 
 
 class SacLearner(RewardedLearner):
@@ -105,4 +110,4 @@ class SacLearner(RewardedLearner):
         return loss, shown
 
     def after_policy_update(self) -> None:
-        self._module[POLICY].unwrapped().move_targets(self.config.learner_config_dict[POLICY_SETTINGS]["tau"])
+        self._module[POLICY].unwrapped().move_averages(self.config.learner_config_dict[POLICY_SETTINGS]["tau"])

@@ -197,6 +197,9 @@ class RlSession:
         last = max(int(name.split(".")[1]) for name in own if name.startswith("actor."))
         own[f"actor.{last}.weight"][num:] = 0.0
         own[f"actor.{last}.bias"][num:] = -1.0 - 0.5 * np.log(2 * np.pi * np.e)
+        for name in own:
+            if name.startswith("average."):
+                own[name] = own[name.replace("average", "actor", 1)].copy()
         self.restore(state)
 
     def push_weights(self) -> None:

@@ -33,8 +33,6 @@ APART = {"policy": {"gpus": 1}, "rollout": {"gpus": 1}, "deadlines": {"start_s":
 def two_gpus() -> Iterator[None]:
     """A Ray of this module's own that says it has two GPUs."""
     os.environ["RAY_worker_niceness"] = "0"
-    if not os.environ.get("CUDA_VISIBLE_DEVICES"):
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # emptied by a run in this process before
     ray.init(
         address="local", num_cpus=8, num_gpus=2, include_dashboard=False, object_store_memory=80 * 2**20,
         log_to_driver=False,

@@ -82,8 +82,6 @@ class Engine:
 def eight_gpus() -> Iterator[None]:
     """A Ray of this module's own that says it has eight GPUs."""
     os.environ["RAY_worker_niceness"] = "0"
-    if not os.environ.get("CUDA_VISIBLE_DEVICES"):
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # emptied by a run in this process before
     ray.init(
         address="local", num_cpus=8, num_gpus=8, include_dashboard=False, object_store_memory=80 * 2**20,
         log_to_driver=False,

@@ -235,6 +235,53 @@ def test_a_cloned_start_is_the_clone_until_the_critics_have_learned(small: MakeC
         alternation.close()
 
 
+def test_the_average_follows_the_actor_and_is_the_policy(small: MakeConfig) -> None:
+    """Update by update, as the formula has it; a clone's begins as the clone."""
+    config = small(policy={"ema_decay": 0.9, "fragment": 1})
+    task, data = look_at(config.environment), load_data(config, look_at(config.environment))
+    scale = observation_scale(config, data.observations())
+    alternation = Alternation(config, task, data, scale, coefficients(config, data))
+    try:
+        assert data.demonstrations is not None
+        network = clone(data.demonstrations, task, config.policy, scale, 0, lambda *_: None)
+        assert alternation.warm_up(clone=network)
+        weights = alternation.session.weights(POLICY)
+        expected = weights["actor.0.weight"]
+        assert np.array_equal(weights["average.0.weight"], expected)
+        seen: list[np.ndarray] = []
+        alternation.policy_steps(lambda _: seen.append(alternation.session.weights(POLICY)["actor.0.weight"]))
+        for now in seen:
+            expected = 0.9 * expected + 0.1 * now
+        found = alternation.policy().network.tensors["layers.0.weight"].numpy()
+        assert len(seen) == 40 and np.abs(found - expected).max() < 1e-6
+        assert np.abs(found - seen[-1]).max() > 1e-4
+    finally:
+        alternation.close()
+
+
+def test_learning_rates_fall_to_nothing_at_the_last_round(small: MakeConfig) -> None:
+    """From the end of the warm-up on, with the environment steps; those of a resumed run are where they were."""
+    falling = {"learning_rate": 0.01, "schedule": "linear"}
+    alternation, other = (begin(small(policy=falling, reward={"optimizer": falling}, rounds=4)) for _ in range(2))
+
+    def rates(of: Alternation) -> list[float]:
+        return [float(group["lr"]) for one in learner_of(of)._optimizer_parameters for group in one.param_groups]
+
+    try:
+        seen = []
+        for _ in range(4):
+            seen.append(rates(alternation))
+            alternation.policy_steps(lambda _: None)
+            alternation.reward_steps()
+        assert np.allclose(seen, [[0.01] * 2, [0.0075] * 2, [0.005] * 2, [0.0025] * 2])
+        assert rates(alternation) == [0, 0]
+        other.restore(alternation.state())
+        assert rates(other) == [0, 0]
+    finally:
+        alternation.close()
+        other.close()
+
+
 def test_a_share_of_each_batch_is_demonstrated(small: MakeConfig) -> None:
     alternation = begin(small(policy={"demonstration_share": 0.25}))
     try:

@@ -13,6 +13,7 @@ from rayalign.config.stage_base import SamplingConfig
 from rayalign.ports import TransferSetup
 from rayalign.telemetry.metrics import values
 from rayalign.types import Rollout
+from tests.conftest import OF_RANKS
 from tests.engines.samplers import PROMPTS, vllm_sampler
 from tests.engines.toy import GROUP_SCORES, GROUPS, policy_engine, rollout_of, scores_of
 from tests.engines.worlds import free_port
@@ -93,7 +94,7 @@ def _shared(sampler: RemoteSampler | None) -> Rollout:
 
 
 def _serve(pipe: Connection, folder: str) -> None:
-    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for key in OF_RANKS:
         os.environ.pop(key, None)  # of the trainer's group
     torch.set_num_threads(1)
     sampler = vllm_sampler(folder, weight_transfer="gloo")

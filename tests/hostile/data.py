@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -105,9 +106,10 @@ def use(kind: str, source: dict[str, Any]) -> None:
     telemetry = Tracker(folder() / "tracked", config.telemetry, run_name="data", resolved_config={})
     parts = Components(rollout=_never, reward=_never)
     progress = Progress(False, io.StringIO())
-    context = RunContext(config, folder() / "runs" / "data", LocalFleet(config.placement), parts, telemetry, progress)
-    LOADERS[kind](context,
-    config.data.demonstrations or config.data.prompts or config.data.preferences or _Path(source["path"]))
+    data = config.data.demonstrations or config.data.prompts or config.data.preferences or _Path(source["path"])
+    with contextlib.closing(LocalFleet(config.placement)) as fleet:
+        context = RunContext(config, folder() / "runs" / "data", fleet, parts, telemetry, progress)
+        LOADERS[kind](context, data)
 
 
 def _never(_setup: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,11 @@ def told(tmp_path: Path, kind: str, rows: list[dict[str, Any]]) -> str:
     }
     config, said = parse_config(values), io.StringIO()
     parts = Components(rollout=_never, reward=_never)
-    with Tracker(tmp_path / "tracked", config.telemetry, run_name="words", resolved_config={}) as tracker:
-        fleet, progress = LocalFleet(config.placement), Progress(True, said)
-        context = RunContext(config, tmp_path / "words", fleet, parts, tracker, progress)
+    with (
+        Tracker(tmp_path / "tracked", config.telemetry, run_name="words", resolved_config={}) as tracker,
+        closing(LocalFleet(config.placement)) as fleet,
+    ):
+        context = RunContext(config, tmp_path / "words", fleet, parts, tracker, Progress(True, said))
         source = getattr(config.data, kind)
         if kind == "prompts":
             load_prompts(context, source, room=8)

@@ -63,7 +63,8 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     """A group and a task on vLLM: accuracies are those of transformers' log-likelihoods; versions and hashes are kept."""
     folder = save_policy(tmp_path / "run" / "irl" / "policy")
     options = ["--include-path", str(TASKS), "--threads", "1", "--kv-cache-gib", "0.05"]
-    done = run_rayalign("evaluate", str(tmp_path / "run"), "--suite", "lm-eval", "--tasks", "tiny,tiny_words", *options)
+    suite = ["--suite", "lm-eval", "--tasks", "tiny,tiny_words"]
+    done = run_rayalign("evaluate", str(tmp_path / "run"), *suite, *options, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())["suites"]["lm-eval"]
     found = saved["results"]

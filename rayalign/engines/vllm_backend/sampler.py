@@ -196,6 +196,9 @@ def prepare_environment(threads: int) -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # else it reports model and hardware to its makers
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    if torch.version.cuda is None and not os.environ.get("CUDA_VISIBLE_DEVICES", "none"):
+        # Of a name for no GPU it concludes that one will come, and starts Triton's kernels on this CPU.
+        del os.environ["CUDA_VISIBLE_DEVICES"]
     # Its warnings are of its own insides and of what it switches off; VLLM_LOGGING_LEVEL=WARNING brings them back.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
