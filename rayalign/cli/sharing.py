@@ -58,6 +58,9 @@ def _export(parsed: argparse.Namespace) -> None:
 
 
 def _export_to(parsed: argparse.Namespace, to: Path, *, overwrite: bool = False) -> None:
+    from rayalign.sharing.found import find_run
+
+    find_run(parsed.place, stage=parsed.stage)  # told before anything heavy is imported
     from rayalign.sharing.card import Stated
     from rayalign.sharing.export import export
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rayalign.config.service import TOKEN, is_loopback, reward_token
 from rayalign.errors import UserError
 from rayalign.serving.http import RewardServer, Score
+from rayalign.serving.places import find_reward
 
 
 def serve_reward(
@@ -27,9 +28,9 @@ def serve_reward(
     if token is None:
         raise UserError(f"{TOKEN} is not set: a service that scores asks for a token; set one here and where it is used")
     tls = _tls(host, cert, key)
-    from rayalign.serving.saved import SavedReward, find_reward, pin_threads
-
     folder = find_reward(place)
+    from rayalign.serving.saved import SavedReward, pin_threads
+
     pin_threads(threads)
     reward = SavedReward(folder, chat_template=chat_template, trust_remote_code=trust_remote_code)
     try:

@@ -21,7 +21,8 @@ from rayalign.data.template import Template, load_tokenizer
 from rayalign.data.tokenize import tokenize_prompts
 from rayalign.errors import UserError
 from rayalign.ports import SamplerSetup
-from rayalign.serving.saved import find_policy, max_length_of, num_threads, pin_threads, settings_of
+from rayalign.serving.places import find_policy, max_length_of, settings_of
+from rayalign.serving.saved import num_threads, pin_threads
 from rayalign.suites.options import ModelOptions
 from rayalign.types import Conversation, Message, TokenizedPrompts
 

@@ -14,7 +14,7 @@ from rayalign.evaluate.statistics import paired_difference
 from rayalign.stages.checkpoints import differences
 from rayalign.storage.evaluation import EVALUATION_FILE, STAGE_SUITE, read_evaluation
 from rayalign.storage.run_folder import CONFIG_FILE
-from rayalign.suites import generation_table, harness_table, ifeval, stage_table
+from rayalign.suites import generation_table, harness_table, ifeval_table, stage_table
 from rayalign.suites.mt_bench.tables import side_by_side
 
 Table = Callable[[dict[str, dict[str, Any]]], list[str]]  # of each place's evaluation, by its name
@@ -118,6 +118,6 @@ TABLES: dict[str, Table] = {
     "reward": _reward,
     "generation": generation_table.comparison,
     "mt-bench": side_by_side,
-    "ifeval": ifeval.comparison,
+    "ifeval": ifeval_table.comparison,
     "lm-eval": harness_table.comparison,
 }

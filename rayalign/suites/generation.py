@@ -19,7 +19,7 @@ from rayalign.errors import UserError
 from rayalign.evaluate.diversity import distinct_ngrams, repeated_ngrams_frac
 from rayalign.evaluate.duels import win_rates
 from rayalign.evaluate.statistics import bootstrap_interval, paired_bootstrap
-from rayalign.serving.saved import find_policy
+from rayalign.serving.places import find_policy
 from rayalign.stages.best_of_n import best_of_curve
 from rayalign.storage.aside import written_aside
 from rayalign.storage.evaluation import content_of, packed, record

@@ -12,7 +12,8 @@ from rayalign.suites.columns import Row, difference, interval, seeds, side_by_si
 def table(results: dict[str, Any]) -> list[str]:
     """Lines on one evaluation: a column for the policy, and for the one that it was set against."""
     sides = list(results["answers"])
-    lines = [f"{results['num_prompts']} prompts, {results['num_samples']} answers each"]
+    answers = "1 answer" if results["num_samples"] == 1 else f"{results['num_samples']} answers"
+    lines = [f"{results['num_prompts']} prompts, {answers} each"]
     lines += side_by_side(sides, _rows([results] * len(sides), sides))
     for judge, judged in results["scores"].items():
         if "win_rate" in judged:

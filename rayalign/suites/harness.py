@@ -14,7 +14,8 @@ from rayalign.data.fingerprint import fingerprint
 from rayalign.data.template import Template, load_tokenizer
 from rayalign.evaluate.statistics import bootstrap_interval
 from rayalign.ports import SamplerSetup
-from rayalign.serving.saved import find_policy, max_length_of, num_threads, pin_threads, settings_of
+from rayalign.serving.places import find_policy, max_length_of, settings_of
+from rayalign.serving.saved import num_threads, pin_threads
 from rayalign.storage.evaluation import packed, record
 from rayalign.suites.answers import MAX_LENGTH
 from rayalign.suites.extras import need

@@ -13,7 +13,8 @@ from rayalign.data.tally import Tally
 from rayalign.data.tokenize import tokenize_demonstrations
 from rayalign.errors import UserError
 from rayalign.planted.grammar import parse_prompt
-from rayalign.serving.saved import SavedReward, check_reward, find_reward
+from rayalign.serving.places import find_reward, reward_settings
+from rayalign.serving.saved import SavedReward
 from rayalign.stages.golden import GOLDEN, golden_expert
 from rayalign.storage.evaluation import content_of
 from rayalign.suites.answers import Answer
@@ -81,7 +82,7 @@ Judge = RewardJudge | GoldenJudge
 def find_reward_judge(place: Path, *, chat_template: str | None, trust_remote_code: bool) -> RewardJudge:
     """Without loading its weights. Raises UserError for a place without a reward."""
     folder = find_reward(place)
-    check_reward(folder)
+    reward_settings(folder)  # told before the work
     return RewardJudge(folder, chat_template, trust_remote_code)
 
 

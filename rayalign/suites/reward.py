@@ -17,7 +17,8 @@ from rayalign.data.tally import Tally
 from rayalign.data.tokenize import tokenize_preferences
 from rayalign.errors import DataError
 from rayalign.evaluate.reward_accuracy import ScoredPairs, reward_accuracy
-from rayalign.serving.saved import SavedReward, find_reward, pin_threads
+from rayalign.serving.places import find_reward
+from rayalign.serving.saved import SavedReward, pin_threads
 from rayalign.storage.evaluation import record
 from rayalign.suites.place import evaluation_file
 

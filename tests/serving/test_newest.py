@@ -9,7 +9,7 @@ import pytest
 
 from rayalign.cli.suites.data import tell_policy, tell_reward
 from rayalign.errors import UserError
-from rayalign.serving.saved import find_policy, find_reward
+from rayalign.serving.places import find_policy, find_reward
 from rayalign.sharing.found import find_run
 from tests.sharing.runs import IRL, finish, make_run
 

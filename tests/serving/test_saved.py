@@ -28,7 +28,8 @@ from rayalign.models.reward import RewardModel
 from rayalign.models.rewards import write_log_ratio
 from rayalign.planted.tokenizer import build_tokenizer
 from rayalign.ports import ScorerSetup, ServiceSetup
-from rayalign.serving.saved import SavedReward, find_reward
+from rayalign.serving.places import find_reward
+from rayalign.serving.saved import SavedReward
 from rayalign.serving.serve import serve_reward
 from rayalign.types import Demonstration, Message, Sequences
 from tests.conftest import one_thread, run_rayalign

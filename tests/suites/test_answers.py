@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rayalign.errors import DataError, UserError
-from rayalign.serving.saved import find_policy
+from rayalign.serving.places import find_policy
 from rayalign.suites.answers import Answerer
 from rayalign.suites.options import ModelOptions
 from tests.models.tiny import load_plain

@@ -13,9 +13,9 @@ from rayalign.config.data import DataSource
 from rayalign.errors import DataError, UserError
 from rayalign.evaluate.statistics import proportion_interval
 from rayalign.storage.evaluation import record
-from rayalign.suites import ifeval
 from rayalign.suites.compare import compare
 from rayalign.suites.ifeval import accuracies, evaluate_ifeval
+from rayalign.suites.ifeval_table import table
 from rayalign.suites.instructions import followed, read_asked
 from tests.conftest import run_rayalign
 from tests.suites.policies import save_policy
@@ -120,7 +120,7 @@ def test_side_by_side(tmp_path: Path, prompts: DataSource) -> None:
     with pytest.raises(UserError, match="an evaluation of suite ifeval is not whole"):
         compare([one, two])
     results = json.loads((one / "evaluation.json").read_text())["suites"]["ifeval"]["results"]
-    assert "answers that ended: 100.0%" in ifeval.table(results)[-1]
+    assert "answers that ended: 100.0%" in table(results)[-1]
 
 
 @pytest.mark.parametrize(

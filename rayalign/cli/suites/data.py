@@ -1,4 +1,4 @@
-"""The rows that a suite reads: options that several suites take."""
+"""What several suites ask for: a place, told before anything heavy is imported, and a file of rows."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def add_data_options(evaluate: argparse.ArgumentParser, option: str, about: str)
 
 def tell_policy(place: Path) -> None:
     """Which of a run's policies is measured, before the work. Raises UserError for a place without one."""
-    from rayalign.serving.saved import find_policy
+    from rayalign.serving.places import find_policy
 
     _tell("policy", place, find_policy(place))
 
 
 def tell_reward(place: Path) -> None:
     """As `tell_policy`, of rewards."""
-    from rayalign.serving.saved import find_reward
+    from rayalign.serving.places import find_reward
 
     _tell("reward", place, find_reward(place))
 

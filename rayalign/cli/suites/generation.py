@@ -25,6 +25,12 @@ def _add_options(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    source = data_source(parsed, parsed.prompts, "--prompts")
+    tell_policy(parsed.place)
+    if parsed.against is not None:
+        tell_policy(parsed.against)
+    if parsed.reward is not None:
+        tell_reward(parsed.reward)
     from rayalign.suites.generation import Generation, evaluate_generation
     from rayalign.suites.generation_table import table
 
@@ -39,12 +45,6 @@ def _run(parsed: argparse.Namespace) -> None:
         against=parsed.against,
         best_of=parsed.best_of,
     )
-    source = data_source(parsed, parsed.prompts, "--prompts")
-    tell_policy(parsed.place)
-    if parsed.against is not None:
-        tell_policy(parsed.against)
-    if parsed.reward is not None:
-        tell_reward(parsed.reward)
     file, results = evaluate_generation(parsed.place, source, settings, model_options(parsed), out=parsed.out)
     print("\n".join(table(results)))
     print(f"evaluation: {file}, answers: {file.with_name('generation.jsonl')}")

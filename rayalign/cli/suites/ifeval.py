@@ -18,10 +18,11 @@ def _add_options(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from rayalign.suites.ifeval import evaluate_ifeval, table
-
     source = data_source(parsed, parsed.prompts, "--prompts")
     tell_policy(parsed.place)
+    from rayalign.suites.ifeval import evaluate_ifeval
+    from rayalign.suites.ifeval_table import table
+
     file, results = evaluate_ifeval(
         parsed.place,
         source,

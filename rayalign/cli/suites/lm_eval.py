@@ -23,6 +23,7 @@ def _add_options(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    tell_policy(parsed.place)
     from rayalign.suites.harness import Harness, evaluate_harness
     from rayalign.suites.harness_table import table
 
@@ -36,7 +37,6 @@ def _run(parsed: argparse.Namespace) -> None:
         batch_size=parsed.batch_size,
         seed=parsed.seed,
     )
-    tell_policy(parsed.place)
     file, results = evaluate_harness(parsed.place, settings, model_options(parsed), out=parsed.out)
     print("\n".join(table(results)))
     print(f"evaluation: {file}")

@@ -45,6 +45,9 @@ def _add_judge(judge: argparse._ArgumentGroup) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    tell_policy(parsed.place)
+    if parsed.pairwise is not None:
+        tell_policy(parsed.pairwise)
     from rayalign.suites.mt_bench.answers import Drawing
     from rayalign.suites.mt_bench.questions import read_questions
     from rayalign.suites.mt_bench.suite import Bench, evaluate_mt_bench
@@ -57,9 +60,6 @@ def _run(parsed: argparse.Namespace) -> None:
         drawing=Drawing(parsed.max_new_tokens, parsed.seed, model_options(parsed)),
         against=parsed.pairwise,
     )
-    tell_policy(parsed.place)
-    if parsed.pairwise is not None:
-        tell_policy(parsed.pairwise)
     file, results = evaluate_mt_bench(parsed.place, bench, out=parsed.out)
     print("\n".join(table(results)))
     print(f"evaluation: {file}")

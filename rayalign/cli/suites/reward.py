@@ -15,10 +15,10 @@ def _add_options(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    from rayalign.suites.reward import evaluate_reward, table
-
     source = data_source(parsed, parsed.pairs, "--pairs")
     tell_reward(parsed.place)
+    from rayalign.suites.reward import evaluate_reward, table
+
     file, results = evaluate_reward(
         parsed.place,
         source,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayalign.data.fingerprint import fingerprint
-from rayalign.serving.saved import find_policy
+from rayalign.serving.places import find_policy
 from rayalign.storage.aside import written_aside
 from rayalign.storage.checkpoints import file_hash
 from rayalign.storage.evaluation import content_of, version_of

@@ -11,7 +11,7 @@ from typing import Any
 from rayalign.data.fingerprint import fingerprint
 from rayalign.evaluate.mt_bench import grades_summary, pairs_summary
 from rayalign.evaluate.statistics import mean_interval
-from rayalign.serving.saved import find_policy
+from rayalign.serving.places import find_policy
 from rayalign.storage.aside import check_writable
 from rayalign.storage.evaluation import content_of, record
 from rayalign.suites.judge import Judge, JudgeOptions
