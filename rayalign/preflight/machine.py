@@ -16,6 +16,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from rayalign.storage.versions import version_of, versions_of
+
 NVIDIA_SMI_S = 10.0
 OURS = ("rayalign", "__main__.py")
 PACKAGES = ("torch", "ray", "transformers", "deepspeed", "datasets")
@@ -47,8 +49,8 @@ class Gpu:
 def packages(names: tuple[str, ...] = PACKAGES) -> list[Package]:
     """The packages that do the work, and whichever vLLM is installed."""
     allowed = _allowed()
-    installed = [name for name in VLLM if _version(name)]
-    return [Package(name, _version(name), allowed.get(name, "")) for name in (*names, *(installed or VLLM[:1]))]
+    installed = list(versions_of(VLLM))
+    return [Package(name, version_of(name), allowed.get(name, "")) for name in (*names, *(installed or VLLM[:1]))]
 
 
 def gpus() -> list[Gpu]:
@@ -73,7 +75,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": f"{cpus()}, {cpu_name()}",
         "gpus": ", ".join(f"{gpu.name} ({gpu.memory_gib:.0f} GiB)" for gpu in gpus()) or "none",
-        "packages": {"rayalign": _version("rayalign")} | {one.name: one.version for one in packages() if one.version},
+        "packages": {"rayalign": version_of("rayalign")} | {one.name: one.version for one in packages() if one.version},
     }
 
 
@@ -134,13 +136,6 @@ def _allowed() -> dict[str, str]:
         name = requirement.name.lower()
         ranges[name] = str(requirement.specifier) or ranges.get(name, "")
     return ranges
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _which(name: str) -> str | None:

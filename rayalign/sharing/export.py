@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -26,6 +24,7 @@ from rayalign.sharing.words import base_model, data_used, steps
 from rayalign.storage.aside import write_json, written_aside
 from rayalign.storage.evaluation import PACKAGES
 from rayalign.storage.run_folder import write_config
+from rayalign.storage.versions import versions_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _export_one(run: SharedRun, model: SharedModel, target: Path, stated: Stated
     copy_model(model, target, settings, template)
     cases = choose_cases(template, heldout_examples(run, results), max_length=settings.max_length)
     recorded = record(model, cases, settings)
-    recorded |= {"end_token_id": template.end_token_id, "versions": (found := _versions())}
+    recorded |= {"end_token_id": template.end_token_id, "versions": (found := versions_of(PACKAGES))}
     check(target, model.role, model.kind, recorded, template, settings)
     write_json(target / RECORD_FILE, recorded)
     write_config(target, dump_config(run.config))
@@ -115,15 +114,3 @@ def _called(run: SharedRun, model: SharedModel) -> list[str]:
     location = f"stage:{model.stage.name}/{model.role}"
     stages = [stage for stage in run.config.stages if isinstance(stage, EvaluateStage)]
     return [name for stage in stages[-1:] for name, answerer in stage.models.items() if answerer == location]
-
-
-def _versions() -> dict[str, Any]:
-    installed = {dist: _version(dist) for dist in PACKAGES}
-    return {name: version for name, version in installed.items() if version}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

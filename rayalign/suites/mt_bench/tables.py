@@ -61,8 +61,8 @@ def _one(interval: dict[str, Any], width: int) -> str:
     return f"{interval['mean']:>{width}.2f}{ends}"
 
 
-def side_by_side(found: dict[str, dict[str, Any]]) -> list[str]:
-    """For `rayalign compare`: scores, and the difference to the first one, question by question."""
+def comparison(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines on several evaluations: scores, and the difference to the first one, question by question."""
     names, first = list(found), next(iter(found.values()))
     judge = first["results"]["judge"]["model"]
     lines = [f"mt-bench: {first['data']['num_rows']} questions, judged by {judge}"]
