@@ -55,8 +55,14 @@ class ControlOptimizer(Strict):
     """Adam."""
 
     learning_rate: Positive = Field(1e-3, le=1e12)
-    schedule: Schedule = Field("constant", description="linear: from the warm-up on it falls to 0 at the end of `rounds`")
+    schedule: Schedule = Field("constant", description="linear: from the warm-up on it falls to 0 after the last of `rounds`")
     weight_decay: NonNegative = 0.0
+
+
+class RewardOptimizer(ControlOptimizer):
+    """Adam, with the decay of ML-IRL's code."""
+
+    weight_decay: NonNegative = 1e-3
 
 
 class ControlReward(Strict):
@@ -83,7 +89,10 @@ class ControlReward(Strict):
     )
     demonstration_weight: NonNegative = Field(1.0, description="w1 of AIHF (5.1)")
     preference_weight: NonNegative = Field(1.0, description="w2 of AIHF (5.1)")
-    preference_temperature: Positive = Field(1.0, description="kappa: how sharply annotators follow the reward")
+    preference_temperature: Positive = Field(
+        1.0,
+        description="kappa: how sharply annotators follow the reward; the inverse of `expert.label_temperature`",
+    )
     weighting: Weighting = Field(
         "counts", description="counts: w1 and w2 weigh sums of log-likelihoods; means: each source's own mean (T38)"
     )
@@ -94,7 +103,7 @@ class ControlReward(Strict):
         400, description="the newest transitions of the policy stand against demonstrations"
     )
     preference_batch: PositiveInt = Field(64, description="pairs of one step")
-    optimizer: ControlOptimizer = ControlOptimizer(weight_decay=1e-3)
+    optimizer: RewardOptimizer = RewardOptimizer()
 
     @model_validator(mode="after")
     def _divergences_are_of_logits(self) -> ControlReward:
@@ -159,7 +168,8 @@ class ControlPolicy(Strict):
     max_unhealthy_steps: PositiveInt | None = Field(
         None,
         description="cuts an episode of training after so many steps in a row in which a MuJoCo environment calls itself "
-        "unhealthy: it is truncated and not ended, so its length tells nothing of the reward's sign",
+        "unhealthy: it is truncated and not ended, so its length tells nothing of the reward's sign. What is healthy is the "
+        "environment's knowledge, and in Hopper-v5, Walker2d-v5 and Ant-v5 a term of the true reward too",
     )
     fragment: PositiveInt = Field(50, description="environment steps between two rows of updates; PPO's batch")
     ppo: PpoConfig = PpoConfig()
@@ -172,7 +182,7 @@ class ControlPolicy(Strict):
         200, description="passes over the demonstrations, in behaviour cloning and for `start: cloned`"
     )
     demonstration_share: Fraction = Field(
-        0.0, description="of a batch: steps of the demonstrations, paid the newest reward like the policy's own"
+        0.0, lt=1, description="of a batch: steps of the demonstrations, paid the newest reward like the policy's own"
     )
     cloning_weight: NonNegative = Field(
         0.0,
@@ -189,6 +199,8 @@ class ControlPolicy(Strict):
                 raise ValueError(
                     f"{name}: {self.algorithm} does not read it; leave it out, or set algorithm to the other"
                 )
+        if self.entropy_coef != "auto" and self.initial_entropy_coef != fields["initial_entropy_coef"].default:
+            raise ValueError(f"initial_entropy_coef: entropy_coef is fixed at {self.entropy_coef}; leave one of them out")
         if self.start == "cloned" and not self.warmup_steps:
             raise ValueError("warmup_steps: from a clone's the reward and the critics learn first; set it to 5000, say")
         if self.cloning_weight and not self.demonstration_share:
@@ -200,9 +212,11 @@ class ControlPolicy(Strict):
                 f"fragment: PPO makes its batches of {self.batch_size} (batch_size) from a fragment of {self.fragment} "
                 "steps; raise fragment (2048 is usual), or lower batch_size"
             )
-        if self.algorithm == "ppo" and self.steps_per_round < self.fragment:
+        last = self.steps_per_round % self.fragment
+        if self.algorithm == "ppo" and (self.steps_per_round < self.fragment or 0 < last < self.batch_size):
             raise ValueError(
-                f"steps_per_round: {self.steps_per_round} is less than PPO's fragment of {self.fragment}; raise it"
+                f"steps_per_round: {self.steps_per_round} steps are no fragments of {self.fragment}, and what is left over "
+                f"fills no batch of {self.batch_size}; set it to a multiple of fragment"
             )
         return self
 
@@ -233,7 +247,10 @@ class ExpertConfig(Strict):
     )
     num_preferences: NonNegativeInt = Field(300, description="pairs of segments, from all tiers and random actions")
     segment_length: PositiveInt = 20
-    label_temperature: NonNegative = Field(1.0, description="of Bradley-Terry answers on true returns; 0: always right")
+    label_temperature: NonNegative = Field(
+        1.0,
+        description="of Bradley-Terry answers on true returns; 0: always right. Inverse of `reward.preference_temperature`",
+    )
 
 
 class ControlPlacement(Strict):
@@ -321,6 +338,11 @@ class ControlConfig(WithoutCredentials):
                 "lower the one or raise the other"
             )
         shared = {name: getattr(reward, name) for name in ("agent_window", "demonstration_batch", "preference_batch")}
+        if self.policy.steps_per_round < num:
+            raise ValueError(
+                f"policy.steps_per_round: {self.policy.steps_per_round} does not divide among placement.num_learners "
+                f"({num}); raise it"
+            )
         for name, size in shared.items():
             if size is not None and size < num:
                 raise ValueError(f"reward.{name}: {size} does not divide among placement.num_learners ({num}); raise it")

@@ -81,6 +81,7 @@ def _policy_settings(config: ControlConfig, task: Task) -> dict[str, Any]:
         "tau": policy.tau,
         "learns_entropy_coef": policy.entropy_coef == "auto",
         "cloning_weight": policy.cloning_weight,
+        "demonstration_share": policy.demonstration_share,
         "target_entropy": -float(task.action_size),
     }
 
@@ -107,7 +108,7 @@ def _learning_rate(highest: float, schedule: Schedule, config: ControlConfig) ->
     if schedule == "constant":
         return highest
     first = config.policy.warmup_steps if config.policy.algorithm == "sac" else 0
-    last = first + config.rounds * config.policy.steps_per_round
+    last = first + (config.rounds + 1) * config.policy.steps_per_round  # the last round still learns
     return [[0, highest], *([[first, highest]] if first else []), [last, 0.0]]
 
 

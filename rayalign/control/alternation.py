@@ -16,9 +16,9 @@ from rayalign.control.demonstrations import Demonstrations
 from rayalign.control.environments import Task
 from rayalign.control.learner import POLICY
 from rayalign.control.networks import REWARD, REWARD_ACTIVATION
-from rayalign.control.policies import Network, SavedPolicy, network_of, parallel_network_of
+from rayalign.control.policies import Network, SavedPolicy, network_of, reward_network_of
 from rayalign.control.replay import Replay
-from rayalign.control.rows import ACTOR_WEIGHT, DEMONSTRATED, Steps, reward_rows
+from rayalign.control.rows import CRITICS_ALONE, DEMONSTRATED, Steps, reward_rows
 from rayalign.control.session import RlSession
 from rayalign.errors import UserError
 
@@ -86,7 +86,7 @@ class Alternation:
     def _critic_updates(self) -> None:
         rows = self._replayed_rows(self.config.policy.fragment)
         if len(rows["obs"]):
-            self.session.update_policy(rows | {ACTOR_WEIGHT: np.zeros(len(rows["obs"]), np.float32)})
+            self.session.update_policy(rows | {CRITICS_ALONE: np.ones(len(rows["obs"]), np.float32)})
 
     def policy_steps(
         self, advanced: Callable[[int], None], stopping: Callable[[], bool] = lambda: False
@@ -180,10 +180,7 @@ class Alternation:
 
     def reward(self) -> Network:
         """The reward as it is now."""
-        reward = self.config.reward
-        takes_actions = reward.inputs == "state_action"
-        weights = self.session.weights(REWARD)
-        return parallel_network_of(weights, REWARD_ACTIVATION, takes_actions=takes_actions, clamp=reward.clamp)
+        return reward_network_of(self.session.weights(REWARD), REWARD_ACTIVATION, self.config.reward)
 
     def state(self) -> dict[str, Any]:
         """All that a resumption needs; what an episode in progress holds is not among it: a new one begins."""

@@ -32,7 +32,8 @@ class ControlCheckpoints:
     def __init__(self, config: ControlConfig, folder: Path) -> None:
         self._config, self._folder = config, folder
         self._store = CheckpointStore(folder / "checkpoints" / STAGE, keep=config.checkpoints.keep)
-        self._settings = config.model_dump(mode="json", exclude=FREE)
+        free = FREE - {"rounds"} if "linear" in (config.policy.schedule, config.reward.optimizer.schedule) else FREE
+        self._settings = config.model_dump(mode="json", exclude=free)
         self._settings |= {f"content of {name}": found for name, found in file_hashes(config).items()}
         self._saved_at = time.monotonic()
 

@@ -1,7 +1,8 @@
-"""Behaviour cloning: the actor's network by maximum likelihood on the demonstrations' actions. The baseline to beat."""
+"""Behaviour cloning: an actor's network fitted to the demonstrations' actions, vectors by least squares. The baseline."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ from rayalign.config.control import ControlPolicy
 from rayalign.control.demonstrations import Demonstrations
 from rayalign.control.environments import Task
 from rayalign.control.policies import Network, network_of, scaled, sequential
+from rayalign.errors import Diverged
 
 
 def clone(
@@ -25,6 +27,7 @@ def clone(
     """A network as an actor has it, whose mean action fits the demonstrations' by least squares, or choices by likelihood.
 
     A Gaussian's deviations stay where they began: only the mean is used. `tell` is called with each epoch's number and loss.
+    Raises Diverged for a loss that is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -45,6 +48,8 @@ def clone(
             loss.backward()
             optimizer.step()
             total += float(loss.detach()) * len(rows)
+        if not math.isfinite(total):
+            raise Diverged(f"cloning: the loss is not finite in epoch {epoch}; lower policy.learning_rate")
         tell(epoch, total / len(inputs))
     weights = {f"layers.{name}": value.detach().numpy() for name, value in layers.state_dict().items()}
     return network_of(weights | {"scale": np.asarray(scale)}, "layers", "relu")

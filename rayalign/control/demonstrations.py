@@ -46,7 +46,6 @@ class Demonstrations:
         rewards = None if self.rewards is None else self.rewards[:end]
         return Demonstrations(self.observations[:end], self.actions[:end], self.lengths[:num], rewards)
 
-
     def transitions(self) -> dict[str, np.ndarray]:
         """As `Replay.add` takes them; an episode's last step, whose next observation is not kept, is left out.
 
@@ -125,6 +124,11 @@ def _check_horizon(path: Path, read: Demonstrations, terminated: np.ndarray, tas
     lengths = read.lengths
     if len(set(lengths.tolist())) > 1:
         raise DataError(f"{path}: episodes are of {lengths.min()} to {lengths.max()} steps, and {HORIZON_REASON}")
+    if lengths[0] != task.horizon:
+        raise DataError(
+            f"{path}: episodes are of {lengths[0]} steps, and those of {task.environment} run for {task.horizon} "
+            f"(environment.max_episode_steps sets another number); {HORIZON_REASON}"
+        )
     num_ended = int(terminated[: lengths.sum()].sum())
     if num_ended:
         raise DataError(f"{path}: {num_ended} episodes were ended by the environment, and {HORIZON_REASON}")

@@ -71,9 +71,9 @@ def make_environment(config: EnvironmentConfig, render_mode: str | None = None) 
         meant = did_you_mean(config.id, list(gymnasium.registry))
         told = f"{config.id}: {_brief(error)}" if not meant else f"no environment {config.id!r} is registered{meant}"
         raise UserError(f"environment.id: {told}") from None
-    except errors.DependencyNotInstalled as error:
+    except (errors.DependencyNotInstalled, ImportError) as error:
         raise UserError(f"environment.id: {config.id}: {_brief(error)}; pip install 'rayalign[control]'") from None
-    except (TypeError, ValueError, errors.Error) as error:
+    except (TypeError, ValueError, OSError, errors.Error) as error:
         raise UserError(f"environment.options: {config.id} does not take them: {_brief(error)}") from None
 
 

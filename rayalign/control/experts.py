@@ -82,7 +82,8 @@ def _train(run: ControlRun, random: Demonstrations) -> list[Look]:
                     run.tracker.log(
                         STAGE, None, looks[-1].num_steps, found | {"true/return_mean": looks[-1].mean_return}
                     )
-            looks.append(_look(run, alternation))
+            if not looks or looks[-1].num_steps < alternation.session.num_steps:
+                looks.append(_look(run, alternation))
     finally:
         alternation.close()
     return looks

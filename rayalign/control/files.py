@@ -52,7 +52,10 @@ def check_environment(path: Path, arrays: Arrays, task: Task) -> None:
 
 
 def checked_numbers(path: Path, name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
-    """The array as float32. Raises DataError for another shape (None takes any length) or a number that is not finite."""
+    """The array as float32.
+
+    Raises DataError for another shape (None takes any length), and for a number that is not finite, or not in float32.
+    """
     fits = array.ndim == len(shape) and all(
         want is None or want == found for want, found in zip(shape, array.shape, strict=True)
     )
@@ -61,13 +64,15 @@ def checked_numbers(path: Path, name: str, array: np.ndarray, shape: tuple[int |
         raise DataError(f"{path}: {name} has shape {array.shape}, expected ({wanted}); is it of this environment?")
     if array.dtype.kind not in "fiu":
         raise DataError(f"{path}: {name} holds {array.dtype}, expected numbers")
-    bad = np.argwhere(~np.isfinite(array))
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(array, dtype=np.float32)
+    bad = np.argwhere(~np.isfinite(numbers))
     if len(bad):
         place = ", ".join(str(index) for index in bad[0])
         raise DataError(
             f"{path}: {name}[{place}] is {array[tuple(bad[0])]} ({len(bad)} such numbers); remove those rows"
         )
-    return np.asarray(array, dtype=np.float32)
+    return numbers
 
 
 def unit_actions(
@@ -88,7 +93,8 @@ def unit_actions(
     for name, actions in zip(names, found, strict=True):
         _check_bounds(path, name, actions, low, high, scale, task)
     if scale == "environment":
-        _check_scale(path, found, task)
+        if "action_scale" not in arrays:
+            _check_scale(path, found, task)
         found = [task.to_unit(actions) for actions in found]
     return [np.clip(actions, -1.0, 1.0) for actions in found]
 

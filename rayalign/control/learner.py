@@ -53,8 +53,16 @@ class RewardedLearner(TorchLearner):
 
     def build(self) -> None:
         super().build()
-        self.num_skipped = 0  # updates in a row whose loss was not finite, and which were not made
+        if self.config.num_learners > 1:
+            self.draw_anew(0)
+        # Of each module the updates in a row whose loss was not finite, and which were not made.
+        self._num_skipped: dict[str, int] = {}
         self._shown: dict[str, dict[str, Tensor]] = {}
+
+    def draw_anew(self, more: int) -> None:
+        """Other random numbers than another learner's, and than those of this one `more` steps before."""
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        torch.manual_seed(self.config.seed + more + 1000 * (1 + rank))
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         settings = self.config.learner_config_dict[_settings_of(module_id)]
@@ -115,9 +123,9 @@ class RewardedLearner(TorchLearner):
         if self.config.num_learners > 1:
             seen = [gradient for gradient in gradients.values() if gradient is not None]
         if all(bool(torch.isfinite(tensor).all()) for tensor in seen):
-            self.num_skipped = 0
+            self._num_skipped |= dict.fromkeys(loss_per_module, 0)
             return {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        self.num_skipped += 1
+        self._num_skipped |= {name: self._num_skipped.get(name, 0) + 1 for name in loss_per_module}
         for optimizer in self._optimizer_parameters:
             optimizer.zero_grad(set_to_none=True)
         return {}
@@ -127,8 +135,7 @@ class RewardedLearner(TorchLearner):
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             self._set_optimizer_lr(optimizer, lr=schedule.update(timestep=timesteps[NUM_ENV_STEPS_SAMPLED_LIFETIME]))
         for module_id, shown in self._shown.items():
-            self.metrics.log_dict(shown, key=module_id, window=1)
-        self.metrics.log_value(SKIPPED, float(self.num_skipped), window=1)
+            self.metrics.log_dict(shown | {SKIPPED: float(self._num_skipped[module_id])}, key=module_id, window=1)
         self._shown = {}
 
 
@@ -156,8 +163,12 @@ def reward_loss(
         side: [R], 1 for a demonstration, -1 for the policy, 0 for a preference.
         segment: [R], twice the pair's number, and one more for the rejected; whatever it is elsewhere is not read.
         settings: `demonstration_coef`, `preference_coef`, `preference_temperature`, `horizon`, `loss`, `clamp`.
+
+    A discriminator's logits are not cut to the clamp: one that is far on the wrong side has to find back.
     """
-    demo, agent, pairs = rewards[side > 0], rewards[side < 0], rewards[side == PREFERENCE]
+    cut = rewards if settings["clamp"] is None else rewards.clamp(-settings["clamp"], settings["clamp"])
+    steps, pairs = rewards if settings["loss"] == "logistic" else cut, cut[side == PREFERENCE]
+    demo, agent = steps[side > 0], steps[side < 0]
     loss = rewards.new_zeros(())
     metrics: dict[str, Tensor] = {}
     if len(demo):

@@ -14,8 +14,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor, nn
 
-from rayalign.control.policies import ACTIVATIONS, scaled
-from rayalign.objectives.reward import DIVERGENCES
+from rayalign.control.policies import ACTIVATIONS, paid_of, scaled
 
 REWARD = "reward"  # its module id
 REWARD_ACTIVATION = "tanh"
@@ -57,13 +56,12 @@ class RewardModule(TorchRLModule):
         size = len(config["scale"]) + (config["action_size"] if self._takes_actions else 0)
         self.register_buffer("scale", torch.tensor(config["scale"], dtype=torch.float32))
         self.members = ParallelMlp(config["ensemble"], [size, *config["hidden"], 1], REWARD_ACTIVATION)
-        self._clamp, self._pessimism = config["clamp"], config["pessimism"]
-        self._paid = DIVERGENCES[config["divergence"]]
+        self._clamp, self._divergence, self._pessimism = (config[key] for key in ("clamp", "divergence", "pessimism"))
 
-    def rewards(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """What the losses see, of each of E networks: observations[B, O], actions[B, A] in [-1, 1] -> [E, B]."""
-        values: Tensor = self.members(self.inputs(observations, actions))
-        return values if self._clamp is None else values.clamp(-self._clamp, self._clamp)
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """What the losses see, of each of E networks: observations[B, O], actions[B, A] in [-1, 1] -> [E, B], not cut."""
+        found: Tensor = self.members(self.inputs(observations, actions))
+        return found
 
     def slopes(self, demonstrations: Tensor, agent: Tensor) -> Tensor:
         """Gradients of each network by its inputs, at points drawn between the two sides' rows: [E, B, inputs].
@@ -85,10 +83,8 @@ class RewardModule(TorchRLModule):
     def paid(self, observations: Tensor, actions: Tensor) -> Tensor:
         """What the policy is paid, without gradient: [B]."""
         with torch.no_grad():
-            paid = self._paid(self.rewards(observations, actions))
-            if not self._pessimism:
-                return paid.mean(dim=0)
-            return paid.mean(dim=0) - self._pessimism * paid.std(dim=0, correction=0)
+            values = self.values(observations, actions)
+            return paid_of(values, self._clamp, self._divergence, self._pessimism)
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return {Columns.REWARDS: self.rewards(batch[Columns.OBS], batch[Columns.ACTIONS])}
+        return {Columns.REWARDS: self.values(batch[Columns.OBS], batch[Columns.ACTIONS])}

@@ -13,7 +13,7 @@ import numpy as np
 from rayalign.control.preferences import Preferences
 
 SIDE, SEGMENT = "side", "segment"
-ACTOR_WEIGHT = "actor_weight"  # of a row of the policy, [B]: 0 where only the critics are to learn; may be left out
+CRITICS_ALONE = "critics_alone"  # of a row of the policy, [B]: there where only the critics are to learn
 DEMONSTRATED = "demonstrated"  # of a row of the policy, [B]: 1 where it is a demonstration's; may be left out
 DEMONSTRATION, PREFERENCE, AGENT = 1, 0, -1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from rayalign.control.learner import POLICY, POLICY_SETTINGS, RewardedLearner
 from rayalign.control.networks import ParallelMlp
 from rayalign.control.policies import scaled, sequential
-from rayalign.control.rows import ACTOR_WEIGHT, DEMONSTRATED
+from rayalign.control.rows import CRITICS_ALONE, DEMONSTRATED
 from rayalign.objectives.control import cloning_loss, sac_loss
 
 
@@ -29,7 +30,8 @@ class SacModule(TorchRLModule, InferenceOnlyAPI):
     """Actor, two critics with their targets, and the entropy coefficient, which so is saved and averaged like the rest.
 
     `model_config` holds `hidden`, `scale`, `entropy_coef` and `ema_decay`; where that is not 0, `average` is the actor's
-    over its updates. On env runners there is the actor alone.
+    over its updates (of few updates over about the last tenth, so that how it began is soon forgotten). On env runners there
+    is the actor alone.
     """
 
     activation = "relu"
@@ -44,11 +46,14 @@ class SacModule(TorchRLModule, InferenceOnlyAPI):
             return
         self.critics = ParallelMlp(2, [len(scale) + num_actions, *hidden, 1], self.activation)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
-        self.average = copy.deepcopy(self.actor).requires_grad_(False) if self.model_config["ema_decay"] else None
+        if self.model_config["ema_decay"]:
+            self.average = copy.deepcopy(self.actor).requires_grad_(False)
+            self.register_buffer("num_averaged", torch.zeros(()))
         self.log_entropy_coef = nn.Parameter(torch.tensor(math.log(self.model_config["entropy_coef"])))
 
     def get_non_inference_attributes(self) -> list[str]:
-        return ["critics", "targets", "log_entropy_coef", *(["average"] if self.model_config["ema_decay"] else [])]
+        averaged = ["average", "num_averaged"] if self.model_config["ema_decay"] else []
+        return ["critics", "targets", "log_entropy_coef", *averaged]
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return {Columns.ACTION_DIST_INPUTS: self.actor(scaled(batch[Columns.OBS], self.scale))}
@@ -71,13 +76,20 @@ class SacModule(TorchRLModule, InferenceOnlyAPI):
             "next_logprob": logprobs[num:].detach(),
         }
 
-    def move_averages(self, tau: float) -> None:
-        """A step of the targets towards the critics, and of the average towards the actor."""
+    def move_targets(self, tau: float) -> None:
+        """A step of the targets towards the critics."""
         with torch.no_grad():
             torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), tau)
-            if self.average is not None:
-                step = 1.0 - self.model_config["ema_decay"]
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.actor.parameters()), step)
+
+    def move_average(self) -> None:
+        """A step of the average, where one is kept, towards the actor."""
+        if not self.model_config["ema_decay"]:
+            return
+        with torch.no_grad():
+            self.num_averaged += 1
+            step = (9.0 / (10.0 + self.num_averaged)).clamp(min=1.0 - self.model_config["ema_decay"])
+            for average, now in zip(self.average.parameters(), self.actor.parameters(), strict=True):
+                average.lerp_(now, step)
 
 
 class SacLearner(RewardedLearner):
@@ -93,7 +105,7 @@ class SacLearner(RewardedLearner):
         self, settings: dict[str, Any], batch: dict[str, Any], fwd_out: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         means = fwd_out.pop("means")
-        actor_weight = batch[ACTOR_WEIGHT].mean() if ACTOR_WEIGHT in batch else 1.0
+        self._holds_actor = CRITICS_ALONE in batch
         loss, shown = sac_loss(
             **fwd_out,
             log_entropy_coef=self._module[POLICY].unwrapped().log_entropy_coef,
@@ -101,13 +113,28 @@ class SacLearner(RewardedLearner):
             terminated=batch[Columns.TERMINATEDS],
             discount=settings["discount"],
             target_entropy=settings["target_entropy"],
-            actor_weight=actor_weight,
+            actor_weight=0.0 if self._holds_actor else 1.0,
         )
-        if settings["cloning_weight"] and DEMONSTRATED in batch:
-            distance = cloning_loss(means, batch[Columns.ACTIONS], batch[DEMONSTRATED], fwd_out["q_actor"])
-            loss = loss + actor_weight * settings["cloning_weight"] * distance
+        if settings["cloning_weight"] and not self._holds_actor:
+            share = settings["demonstration_share"]
+            distance = cloning_loss(means, batch[Columns.ACTIONS], batch[DEMONSTRATED], fwd_out["q_actor"], share=share)
+            loss = loss + settings["cloning_weight"] * distance
             shown = shown | {"cloning_loss": distance.detach()}
         return loss, shown
 
+    def compute_gradients(self, loss_per_module: Mapping[str, Tensor], **kwargs: Any) -> dict[Any, Tensor]:
+        """Where the critics learn alone the others have no gradients: those of 0 would still count as Adam's steps."""
+        found = super().compute_gradients(loss_per_module, **kwargs)
+        if POLICY not in loss_per_module or not self._holds_actor:
+            return found
+        critics = set(self._module[POLICY].unwrapped().critics.parameters())
+        for name in [name for name in found if self._params[name] not in critics]:
+            self._params[name].grad = None
+            del found[name]
+        return found
+
     def after_policy_update(self) -> None:
-        self._module[POLICY].unwrapped().move_averages(self.config.learner_config_dict[POLICY_SETTINGS]["tau"])
+        module = self._module[POLICY].unwrapped()
+        module.move_targets(self.config.learner_config_dict[POLICY_SETTINGS]["tau"])
+        if not self._holds_actor:
+            module.move_average()

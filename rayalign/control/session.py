@@ -76,6 +76,7 @@ class RlSession:
         self.task = task
         self._policy = config.policy
         self._num_learners = max(1, config.placement.num_learners)
+        self._learns_elsewhere = config.placement.num_learners > 0  # in a process of its own, or several
         self._num_runners, self._is_remote = config.placement.num_env_runners, config.placement.remote
         # RLlib makes torch deterministic, which also fills all memory that is asked for: not for who comes after.
         self._was_deterministic = torch.are_deterministic_algorithms_enabled()
@@ -94,7 +95,11 @@ class RlSession:
                 self._local = SingleAgentEnvRunner(config=algorithm, worker_index=0)
                 _seed_random_actions(self._local)
         build = partial(algorithm.build_learner_group, rl_module_spec=algorithm.rl_module_spec)
-        self._learners = self._ask("start of learners", build)
+        try:
+            self._learners = self._ask("start of learners", build)
+        except BaseException:
+            self._end_runners()
+            raise
         self.num_steps = 0
         self.push_weights()
 
@@ -174,12 +179,9 @@ class RlSession:
             f"update of the {module}",
             lambda: self._learners.update(batch=batch, timesteps=timesteps, minibatch_size=minibatch),
         )
-        for result in results:
-            if _number(result.get(SKIPPED, 0.0)) >= SKIPS_ALLOWED:
-                raise Diverged(
-                    f"the {module} loss was not finite {SKIPS_ALLOWED} times in a row; lower the learning rates"
-                )
         found = [result[module] for result in results if module in result]
+        if any(_number(one[SKIPPED]) >= SKIPS_ALLOWED for one in found):
+            raise Diverged(f"the {module} loss was not finite {SKIPS_ALLOWED} times in a row; lower the learning rates")
         return {name: float(np.mean([_number(r[name]) for r in found])) for name in METRICS[module] if name in found[0]}
 
     def begin_as(self, actor: Network) -> None:
@@ -258,13 +260,19 @@ class RlSession:
         if self._local is not None:
             begin(self._local)
         else:
+            self._of_runners("seeds", partial(_draw_anew, more=num_steps))
             self._of_runners("seeds", begin)
+        if self._learns_elsewhere:
+            self._ask("seeds", lambda: self._learners.foreach_learner(lambda learner: learner.draw_anew(num_steps)))
 
     def close(self) -> None:
         """Ends env runners and learners; what does not end is left to Ray."""
         torch.use_deterministic_algorithms(self._was_deterministic)
         with contextlib.suppress(WorkerLost):
             self._ask("end of learners", self._learners.shutdown, CLOSE_S)
+        self._end_runners()
+
+    def _end_runners(self) -> None:
         if self._local is not None:
             self._local.stop()
         if self._group is not None:
@@ -287,6 +295,11 @@ def _seed_random_actions(runner: SingleAgentEnvRunner) -> None:
 def _seed_anew(runner: SingleAgentEnvRunner, more: int) -> None:
     runner._seed = (runner.config.seed + runner.worker_index + more) % 2**31  # of its first reset
     runner.env.action_space.seed(runner._seed)
+
+
+def _draw_anew(runner: SingleAgentEnvRunner, more: int) -> None:
+    """Other noise than the run began with, where the runner's process is its own."""
+    torch.manual_seed((runner.config.seed + runner.worker_index + more) % 2**31)
 
 
 def _number(value: Any) -> float:

@@ -169,11 +169,11 @@ def run_rounds(run: ControlRun, alternation: Alternation, checkpoints: ControlCh
 
     Where `max_s` ends it before the last one, there is a checkpoint to go on from.
     """
-    config = run.config
+    config, begun = run.config, time.monotonic()
     done = checkpoints.restore(alternation, run.tracker, run.progress.say)
     if done is None and not alternation.warm_up(run.is_stopping, _start(run, alternation)):
         raise Stopped("asked to stop before the first round, of which nothing is saved: the same command begins again")
-    clock, begun, first = Clock(), time.monotonic(), (done or 0) + 1
+    clock, first = Clock(), (done or 0) + 1
     number = first - 1
     total = (config.rounds - first + 1) * config.policy.steps_per_round - alternation.num_in_round
     with run.progress.stage(STAGE, total=total) as bar:

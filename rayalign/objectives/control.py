@@ -73,7 +73,7 @@ def sac_loss(
     terminated: Tensor,
     discount: float,
     target_entropy: float,
-    actor_weight: Tensor | float = 1.0,
+    actor_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Soft actor-critic on B transitions: the sum of the critics', the actor's and the coefficient's loss, and metrics.
 
@@ -97,16 +97,19 @@ def sac_loss(
     return critic + actor_weight * (actor + entropy), metrics
 
 
-def cloning_loss(means: Tensor, actions: Tensor, is_demonstrated: Tensor, q: Tensor) -> Tensor:
+def cloning_loss(means: Tensor, actions: Tensor, is_demonstrated: Tensor, q: Tensor, *, share: float) -> Tensor:
     """mean |q| times the mean squared distance of means[B, A] to actions[B, A] where is_demonstrated[B] is 1: scalar.
+
+    `share` of all rows are demonstrations. It stands for this batch's own share, so that the parts of a batch that several
+    learners see weigh alike; each takes its own part's |q|.
 
     Source: TD3+BC (arXiv 2106.06860) eq. 5, over its lambda, so that its alpha of 2.5 is a weight of 1/2.5 here. There all
     data are demonstrations.
 
-    Example: means [[1., 0.], [9., 9.]], actions 0, is_demonstrated [1., 0.], q [-2., 2.] -> 2 (1 + 0) / 2 = 1.
+    Example: means [[1., 0.], [9., 9.]], actions 0, is_demonstrated [1., 0.], q [-2., 2.], share 0.5 -> 2 (1 + 0) / 2 = 1.
     """
     distances = (means - actions).square().mean(dim=-1)
-    return q.detach().abs().mean() * (distances * is_demonstrated).sum() / is_demonstrated.sum().clamp(min=1.0)
+    return q.detach().abs().mean() * (distances * is_demonstrated).mean() / share
 
 
 def ppo_loss(

@@ -68,6 +68,8 @@ def test_unit_actions_are_taken_where_the_file_says_so(tmp_path: Path, task: Tas
     before = load_demonstrations(path, task).actions
     changed(path, lambda a: a.update(actions=a["actions"] / 2, action_scale=np.array("unit")))
     assert np.abs(load_demonstrations(path, task).actions - before).max() < 1e-6
+    changed(path, put("action_scale", "environment"))  # said of actions that only look scaled, it is believed
+    assert np.abs(load_demonstrations(path, task).actions).max() == pytest.approx(0.5)
 
 
 BAD_DEMONSTRATIONS: dict[str, tuple[Change, str]] = {
@@ -81,10 +83,12 @@ BAD_DEMONSTRATIONS: dict[str, tuple[Change, str]] = {
     "infinite": (put_at("actions", (3, 0), np.inf), "actions[3, 0] is inf"),
     "text": (put("observations", np.full((400, 3), "a")), "expected numbers"),
     "bounds": (put_at("actions", (5, 0), 2.5), "actions[5, 0] is 2.5, outside [-2, 2] of Pendulum-v1"),
-    "unit in env scale": (lambda a: a.update(actions=a["actions"] / 2), "look as if scaled to [-1, 1]"),
+    "unit in env scale": (lambda a: (put("actions", a["actions"] / 2)(a), a.pop("action_scale")), "as if scaled to [-1, 1]"),
     "env in unit scale": (put("action_scale", "unit"), "outside [-1, 1]"),
     "scale": (put("action_scale", "percent"), "action_scale is 'percent'"),
     "horizon": (put("lengths", [150, 250]), "episodes are of 150 to 250 steps"),
+    "shorter": (put("lengths", [100] * 4), "episodes are of 100 steps, and those of Pendulum-v1 run for 200"),
+    "beyond float32": (put("observations", np.full((400, 3), 1e39)), "observations[0, 0] is 1e+39"),
     "terminated": (put("terminated", np.arange(400) == 399), "1 episodes were ended by the environment"),
 }
 
@@ -107,7 +111,10 @@ BAD_PREFERENCES: dict[str, tuple[Change, str]] = {
     "shape": (put("chosen_observations", np.zeros((5, 20, 7))), "chosen_observations has shape (5, 20, 7)"),
     "nan": (put_at("rejected_observations", (1, 2, 0), np.nan), "rejected_observations[1, 2, 0] is nan"),
     "bounds": (put_at("chosen_actions", (0, 0, 0), -3), "chosen_actions[0, 0, 0] is -3, outside [-2, 2]"),
-    "scale": (lambda a: a.update(chosen_actions=np.ones((5, 20, 1)), rejected_actions=np.ones((5, 20, 1))), "scaled to"),
+    "scale": (
+        lambda a: [a.pop("action_scale"), *(put(f"{x}_actions", np.ones((5, 20, 1)))(a) for x in ("chosen", "rejected"))],
+        "scaled to",
+    ),
 }
 
 
@@ -179,6 +186,8 @@ BAD_ENVIRONMENTS: dict[str, tuple[dict[str, object], str]] = {
     "options": ({"id": "Pendulum-v1", "options": {"gravity": 10}}, "environment.options: Pendulum-v1"),
     "several choices": ({"id": "rayalign-tests/Buttons-v0"}, "only vectors with bounds, and choices numbered from 0"),
     "scale": ({"id": "Pendulum-v1", "observation_scale": [1.0]}, "observation_scale: 1 numbers"),
+    "of an older package": ({"id": "Hopper-v3"}, "environment.id: Hopper-v3"),
+    "no such model": ({"id": "Hopper-v5", "options": {"xml_file": "nope.xml"}}, "environment.options: Hopper-v5 does not"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from rayalign.control.environments import look_at, make_training_environment
 from rayalign.control.evaluation import roll_out
 from rayalign.control.learner import POLICY, REWARD_SETTINGS, reward_loss
 from rayalign.control.networks import REWARD
+from rayalign.control.policies import load_network, save_network, scaled
 from rayalign.control.rows import Steps, reward_rows
 from rayalign.control.train import train
 from rayalign.errors import Diverged, UserError
@@ -109,8 +111,8 @@ def test_the_reward_follows_the_loss_of_aihf(aihf: Alternation) -> None:
     agent, pairs = aihf.replay.newest(50), data.preferences
     first, second = coefficients(aihf.config, data)
     assert (first, second) == pytest.approx((2 / 32, 30 / 32))
-    r = [module.rewards(torch.from_numpy(s.observations), torch.from_numpy(s.actions)) for s in (demos, agent)]
-    flat = module.rewards(
+    r = [module.values(torch.from_numpy(s.observations), torch.from_numpy(s.actions)) for s in (demos, agent)]
+    flat = module.values(
         torch.from_numpy(pairs.observations).reshape(-1, 3), torch.from_numpy(pairs.actions).reshape(-1, 1)
     )
     returns = flat.reshape(30, 2, 20).sum(-1)
@@ -172,7 +174,7 @@ def test_without_the_actor_the_critics_learn_alone() -> None:
         terminated=ones,
         discount=0.9,
         target_entropy=-1.0,
-        actor_weight=torch.tensor(0.0),
+        actor_weight=0.0,
     )
     loss.backward()
     assert loss.item() == pytest.approx(shown["critic_loss"].item()) and q.grad is not None and q.grad.abs().max() > 0
@@ -183,11 +185,11 @@ def test_cloning_loss_by_hand() -> None:
     """Of demonstrated rows alone, in units of the mean |Q|, which it does not move."""
     means = torch.tensor([[1.0, 0.0], [9.0, 9.0]], requires_grad=True)
     q = torch.tensor([-2.0, 4.0], requires_grad=True)
-    loss = cloning_loss(means, torch.zeros(2, 2), torch.tensor([1.0, 0.0]), q)
+    loss = cloning_loss(means, torch.zeros(2, 2), torch.tensor([1.0, 0.0]), q, share=0.5)
     assert loss.item() == pytest.approx(3 * 0.5)
     loss.backward()
     assert q.grad is None and means.grad is not None and means.grad.tolist() == [[3.0, 0.0], [0.0, 0.0]]
-    assert cloning_loss(means, torch.zeros(2, 2), torch.zeros(2), q).item() == 0
+    assert cloning_loss(means, torch.zeros(2, 2), torch.zeros(2), q, share=0.5).item() == 0
 
 
 def test_the_actor_stays_near_what_is_demonstrated(small: MakeConfig) -> None:
@@ -229,6 +231,9 @@ def test_a_cloned_start_is_the_clone_until_the_critics_have_learned(small: MakeC
         of_critics = [name for name in before[POLICY] if name.startswith(("critics.", "targets."))]
         assert all(not np.array_equal(before[POLICY][name], after[POLICY][name]) for name in of_critics)
         assert before[POLICY]["log_entropy_coef"] == after[POLICY]["log_entropy_coef"]
+        moments = learner_of(alternation)._named_optimizers[f"{POLICY}_default_optimizer"].state
+        module = learner_of(alternation)._module[POLICY].unwrapped()
+        assert set(moments) == set(module.critics.parameters())  # Adam has not counted a step of the actor
         alternation.policy_steps(lambda _: None)
         assert not same(after[POLICY], alternation.session.weights(POLICY))
     finally:
@@ -236,7 +241,7 @@ def test_a_cloned_start_is_the_clone_until_the_critics_have_learned(small: MakeC
 
 
 def test_the_average_follows_the_actor_and_is_the_policy(small: MakeConfig) -> None:
-    """Update by update, as the formula has it; a clone's begins as the clone."""
+    """Update by update, as the formula has it, of few updates over the last of them; a clone's begins as the clone."""
     config = small(policy={"ema_decay": 0.9, "fragment": 1})
     task, data = look_at(config.environment), load_data(config, look_at(config.environment))
     scale = observation_scale(config, data.observations())
@@ -250,8 +255,8 @@ def test_the_average_follows_the_actor_and_is_the_policy(small: MakeConfig) -> N
         assert np.array_equal(weights["average.0.weight"], expected)
         seen: list[np.ndarray] = []
         alternation.policy_steps(lambda _: seen.append(alternation.session.weights(POLICY)["actor.0.weight"]))
-        for now in seen:
-            expected = 0.9 * expected + 0.1 * now
+        for number, now in enumerate(seen, start=1):
+            expected = expected + max(0.1, 9 / (10 + number)) * (now - expected)
         found = alternation.policy().network.tensors["layers.0.weight"].numpy()
         assert len(seen) == 40 and np.abs(found - expected).max() < 1e-6
         assert np.abs(found - seen[-1]).max() > 1e-4
@@ -259,7 +264,7 @@ def test_the_average_follows_the_actor_and_is_the_policy(small: MakeConfig) -> N
         alternation.close()
 
 
-def test_learning_rates_fall_to_nothing_at_the_last_round(small: MakeConfig) -> None:
+def test_learning_rates_fall_to_nothing_after_the_last_round(small: MakeConfig) -> None:
     """From the end of the warm-up on, with the environment steps; those of a resumed run are where they were."""
     falling = {"learning_rate": 0.01, "schedule": "linear"}
     alternation, other = (begin(small(policy=falling, reward={"optimizer": falling}, rounds=4)) for _ in range(2))
@@ -273,10 +278,9 @@ def test_learning_rates_fall_to_nothing_at_the_last_round(small: MakeConfig) -> 
             seen.append(rates(alternation))
             alternation.policy_steps(lambda _: None)
             alternation.reward_steps()
-        assert np.allclose(seen, [[0.01] * 2, [0.0075] * 2, [0.005] * 2, [0.0025] * 2])
-        assert rates(alternation) == [0, 0]
+        assert np.allclose(seen, [[0.01 * share] * 2 for share in (1, 0.8, 0.6, 0.4)])
         other.restore(alternation.state())
-        assert rates(other) == [0, 0]
+        assert rates(other) == rates(alternation) == pytest.approx([0.002] * 2)
     finally:
         alternation.close()
         other.close()
@@ -345,26 +349,67 @@ def test_ppo_sees_the_newest_reward_and_goes_on_where_an_episode_does(small: Mak
         alternation.close()
 
 
-def test_an_ensemble_is_its_members_each_on_its_own(small: MakeConfig) -> None:
+def test_a_discriminator_far_on_the_wrong_side_finds_back() -> None:
+    """Its logits are not cut where the rewards are, which in the linear loss keeps them from running away."""
+    settings = {"demonstration_coef": 1.0, "preference_coef": 0.0, "preference_temperature": 1.0}
+    settings |= {"horizon": 1, "clamp": 10.0}
+    gradients = {}
+    for kind in ("logistic", "linear"):
+        values = torch.tensor([-12.0, 12.0], requires_grad=True)
+        loss, shown = reward_loss(values, torch.tensor([1, -1]), torch.full((2,), -1), settings | {"loss": kind})
+        gradients[kind] = torch.autograd.grad(loss, values)[0]
+        assert shown["clamped_frac"] == 1
+    assert torch.allclose(gradients["logistic"], torch.tensor([-1.0, 1.0]), atol=1e-4) and not gradients["linear"].any()
+
+
+def test_the_saved_reward_is_what_the_policy_was_paid(small: MakeConfig, tmp_path: Path) -> None:
+    """Of a discriminator the function of the logit, as GAIL has it, and not the logit."""
+    kind = {"loss": "logistic", "divergence": "jensen_shannon_softplus"}
+    alternation = begin(small(reward=kind))
+    try:
+        module, steps = learner_of(alternation)._module[REWARD].unwrapped(), alternation.replay.newest(30)
+        observations, actions = torch.from_numpy(steps.observations), torch.from_numpy(steps.actions)
+        save_network(tmp_path / "reward.safetensors", alternation.reward(), alternation.task)
+        saved = load_network(tmp_path / "reward.safetensors", alternation.task)(steps.observations, steps.actions)[:, 0]
+        assert np.abs(saved - module.paid(observations, actions).numpy()).max() < 1e-6
+        logits = module.values(observations, actions)[0].detach()
+        assert np.abs(saved - torch.nn.functional.softplus(logits).numpy()).max() < 1e-6
+    finally:
+        alternation.close()
+
+
+def test_observations_far_from_the_data_are_told_apart() -> None:
+    """Linear in what data show, and so for ten times as much; beyond that growing slowly, without a step or a kink."""
+    scale = torch.tensor([0.5])
+    seen = scaled(torch.tensor([[-1.0], [4.0], [5.0], [50.0], [500.0], [-500.0]]), scale)[:, 0]
+    assert torch.allclose(seen[:3], torch.tensor([-2.0, 8.0, 10.0]))
+    assert torch.allclose(seen[3:], 10 * (1 + torch.tensor([10.0, 100.0, 100.0]).log()) * torch.tensor([1.0, 1.0, -1.0]))
+    ends = torch.tensor([[5.0 - 1e-3], [5.0 + 1e-3]], requires_grad=True)
+    slopes = torch.autograd.grad(scaled(ends, scale).sum(), ends)[0]
+    assert torch.allclose(slopes, torch.full((2, 1), 2.0), rtol=1e-2)
+
+
+def test_an_ensemble_is_its_members_each_on_its_own(small: MakeConfig, tmp_path: Path) -> None:
     """Each network's gradient is that of its own loss; the policy is paid their mean less the deviation."""
     alternation = begin(small(method="aihf", reward={"ensemble": 3, "pessimism": 2.0}))
     try:
         module = learner_of(alternation)._module[REWARD].unwrapped()
         steps = alternation.replay.newest(30)
         observations, actions = torch.from_numpy(steps.observations), torch.from_numpy(steps.actions)
-        each = module.rewards(observations, actions).detach()
+        each = module.values(observations, actions).detach()
         assert each.shape == (3, 30) and each.std(dim=0).min() > 0
         expected = each.mean(dim=0) - 2.0 * each.std(dim=0, correction=0)
         assert torch.allclose(module.paid(observations, actions), expected, atol=1e-6)
-        saved = alternation.reward()
-        assert np.abs(saved(steps.observations, steps.actions)[:, 0] - each.mean(dim=0).numpy()).max() < 1e-6
+        save_network(tmp_path / "reward.safetensors", alternation.reward(), alternation.task)
+        saved = load_network(tmp_path / "reward.safetensors", alternation.task)
+        assert np.abs(saved(steps.observations, steps.actions)[:, 0] - expected.numpy()).max() < 1e-6
         data = load_data(alternation.config, alternation.task)
         assert data.demonstrations is not None
         demos = Steps(data.demonstrations.observations, data.demonstrations.actions)
         rows = reward_rows(demos, steps, data.preferences)
         table = {name: torch.from_numpy(array) for name, array in rows.items()}
         settings = alternation.session._learners._learner.config.learner_config_dict[REWARD_SETTINGS]
-        found, first = module.rewards(table["obs"], table["actions"]), module.members.weights[0]
+        found, first = module.values(table["obs"], table["actions"]), module.members.weights[0]
         alone = [reward_loss(member, table["side"], table["segment"], settings)[0] for member in found]
         expected = [torch.autograd.grad(loss, first, retain_graph=True)[0] for loss in alone]
         for number, gradient in enumerate(expected):
@@ -407,6 +452,21 @@ def test_what_is_not_finite_is_never_stepped_on(aihf: Alternation) -> None:
     assert all(np.array_equal(before[name], after[name]) for name in before if not name.startswith("targets"))
     with pytest.raises(Diverged, match="not finite 3 times in a row"):
         aihf.session.update_policy(dict(bad))
+
+
+def test_a_reward_that_never_learns_is_told_whatever_the_policy_does(small: MakeConfig) -> None:
+    """The policy's updates between are fine, and each round has one step of the reward."""
+    alternation = begin(small())
+    try:
+        demonstrations = alternation._data.demonstrations
+        assert demonstrations is not None
+        demonstrations.observations[0] = np.nan
+        with pytest.raises(Diverged, match="the reward loss was not finite 3 times in a row"):
+            for _ in range(3):
+                alternation.policy_steps(lambda _: None)
+                alternation.reward_steps()
+    finally:
+        alternation.close()
 
 
 def test_the_entropy_coefficient_can_be_fixed(small: MakeConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rayalign.control.alternation import Alternation
 from rayalign.control.data import ControlData, coefficients, load_data, observation_scale
@@ -22,10 +23,13 @@ PLACES: list[dict[str, int]] = [{}, {"num_learners": 2}]
 
 @pytest.mark.own_process
 def test_two_learners_give_the_gradients_of_one(small: MakeConfig) -> None:
-    """The reward's weights after some steps, in this process and over two learners, whose policies stay alike."""
+    """The reward's weights after some steps and Adam's first moments, which are of the gradients and not of their direction
+    alone, in this process and over two learners, whose policies and averages stay alike though each draws its own noise."""
     found: list[dict[str, Any]] = []
+    moments: list[list[np.ndarray]] = []
     for place in PLACES:
-        config = small(method="aihf", placement={"object_store_mib": 80, **place})
+        settings: dict[str, Any] = {"reward": {"ensemble": 2}, "policy": {"ema_decay": 0.99}}
+        config = small(method="aihf", placement={"object_store_mib": 80, **place}, **settings)
         start_ray(config)
         task = look_at(config.environment)
         data = load_data(config, task)
@@ -45,6 +49,8 @@ def test_two_learners_give_the_gradients_of_one(small: MakeConfig) -> None:
                 numbers = alternation.session.update_reward(rows)
             assert 0 <= numbers["preference_accuracy"] <= 1
             found.append(alternation.session.weights(REWARD))
+            adam = alternation.session.state()["learner"]["optimizer"][f"{REWARD}_default_optimizer"]["state"]
+            moments.append([np.asarray(of_one["exp_avg"]) for of_one in adam["state"].values()])
             alternation.warm_up()
             alternation.policy_steps(lambda num: None)
             if place:
@@ -52,10 +58,15 @@ def test_two_learners_give_the_gradients_of_one(small: MakeConfig) -> None:
                 assert len(both) == 2
                 for name, array in both[0].items():
                     assert np.allclose(array, both[1][name], atol=1e-6), name
+                drawn = alternation.session._learners.foreach_learner(lambda _: torch.rand(3).tolist())
+                first, second = (result.get() for result in drawn)
+                assert first != second
         finally:
             alternation.close()
     for name, array in found[0].items():
         assert np.allclose(array, found[1][name], atol=1e-5), name
+    for one, two in zip(*moments, strict=True):
+        assert np.abs(one - two).max() < 1e-3 * np.abs(one).max()
 
 
 @pytest.mark.own_process
@@ -103,6 +114,36 @@ def test_a_dead_learner_is_one_line(small: MakeConfig) -> None:
                 alternation.session.weights(POLICY)
     finally:
         alternation.close()
+
+
+@pytest.mark.own_process
+def test_two_env_runners_sample_and_a_dead_one_is_one_line(small: MakeConfig) -> None:
+    """Each its share, of other episodes with other noise, also after a resumption; what is missing is never left out."""
+    import ray
+
+    config = small(placement={"object_store_mib": 80, "num_env_runners": 2})
+    start_ray(config)
+    alternation = Alternation(config, look_at(config.environment), ControlData(), np.ones(3, np.float32), None)
+    session = alternation.session
+    try:
+        pieces = session.sample(40)
+        assert [len(piece["rewards"]) for piece in pieces] == [20, 20]
+        assert not np.allclose(pieces[0]["obs"], pieces[1]["obs"])
+        noise = [session._of_runners("noise", _noise)]
+        for steps in (40, 40, 400):
+            session.goes_on_at(steps)
+            noise.append(session._of_runners("noise", _noise))
+        assert noise[1] == noise[2] and len({str(drawn) for both in noise for drawn in both}) == 6
+        ray.kill(next(iter(session._group._worker_manager.actors().values())))
+        with pytest.raises(WorkerLost, match="^sampling: "):
+            while True:  # what was asked before Ray had ended it is answered
+                session.sample(40)
+    finally:
+        alternation.close()
+
+
+def _noise(_runner: Any) -> list[float]:
+    return list(torch.rand(3).tolist())
 
 
 @pytest.mark.own_process

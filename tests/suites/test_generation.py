@@ -129,7 +129,7 @@ def test_two_evaluations_are_paired_by_prompt(evaluated: tuple[Path, str]) -> No
     alone = dataclasses.replace(SETTINGS, num_samples=1, temperature=0.0)
     _, measured = evaluate_generation(other, source, alone, OPTIONS, out=evaluated[0] / "new" / "e.json")
     assert measured["scores"] == {} and 0 < measured["answers"]["policy"]["distinct"]["1"] <= 1
-    assert "answers each" in generation_table.table(measured)[0] and (evaluated[0] / "new" / "generation.jsonl").exists()
+    assert "1 answer each" in generation_table.table(measured)[0] and (evaluated[0] / "new" / "generation.jsonl").exists()
 
 
 def test_a_cut_answer_has_no_end_token(tmp_path: Path) -> None:
