@@ -55,7 +55,9 @@ class ControlOptimizer(Strict):
     """Adam."""
 
     learning_rate: Positive = Field(1e-3, le=1e12)
-    schedule: Schedule = Field("constant", description="linear: it falls from the warm-up on, to 0 after the last of `rounds`")
+    schedule: Schedule = Field(
+        "constant", description="linear: it falls from the end of the warm-up on, to 0 after the last of `rounds`"
+    )
     weight_decay: NonNegative = 0.0
 
 
