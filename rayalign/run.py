@@ -28,11 +28,12 @@ from rayalign.preflight.check import check_run, needs_of
 from rayalign.preflight.machine import environment
 from rayalign.report.results import results_problem
 from rayalign.report.summary import summarise
-from rayalign.stages.checkpoints import checkpoint_store, checkpoint_store_of, differences
+from rayalign.stages.checkpoints import checkpoint_store, checkpoint_store_of
 from rayalign.stages.context import STOP_FILE, Components, RunContext
 from rayalign.stages.mirrored import MirroredRun, opened_mirror
 from rayalign.stopping import stop_on_sigterm
 from rayalign.storage.aside import write_json
+from rayalign.storage.differences import differences
 from rayalign.storage.mirror import DONE
 from rayalign.storage.run_folder import ENVIRONMENT_FILE, METRICS_FILE, has_content, held, make_folder, write_config
 from rayalign.telemetry.progress import Progress

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rayalign.config.base import Fraction, NonNegative, NonNegativeInt, PathText, Positive, PositiveInt, Strict
+from rayalign.config.base import Fraction, NonNegative, NonNegativeInt, Number, PathText, Positive, PositiveInt, Strict
 from rayalign.config.checkpoints import CheckpointConfig
 from rayalign.config.credentials import WithoutCredentials
 from rayalign.config.placement import PlacementConfig
@@ -30,7 +30,7 @@ class EnvironmentConfig(Strict):
     """A Gymnasium environment with vectors as observations and actions."""
 
     id: str = Field(min_length=1, description="a registered environment, such as Hopper-v5")
-    options: dict[str, bool | int | float | str] = Field(
+    options: dict[str, bool | int | float | str | list[float]] = Field(
         default_factory=dict, description="arguments of its constructor, such as terminate_when_unhealthy: false"
     )
     max_episode_steps: PositiveInt | None = Field(None, description="cuts episodes there; its own limit if unset")
@@ -127,7 +127,7 @@ class PpoConfig(Strict):
 
     epochs: PositiveInt = Field(10, description="passes over a fragment")
     clip: Positive = Field(0.2, lt=1, description="of the ratio to the policy that sampled")
-    gae_lambda: Fraction = 0.95
+    gae_lambda: Number = Field(0.95, ge=0, le=1)
     value_coef: Positive = 0.5
     entropy_coef: NonNegative = 0.0
 

@@ -34,7 +34,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load_config_as(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> Root:
     """As `load_config`, for another root than a run of stages."""
-    return _validate(root, _apply(read_extended(Path(path), _read), overrides), str(path), overrides)
+    values = _apply(read_extended(Path(path), _read), overrides)
+    _check_family(root, values, path)
+    return _validate(root, values, str(path), overrides)
+
+
+def _check_family(root: type[Strict], values: dict[str, Any], path: str | Path) -> None:
+    """A whole config of the other side is told as one, and not as a list of keys that it lacks."""
+    if "stages" in values and "stages" not in root.model_fields:
+        raise ConfigError(f"{path}: a config of language models (it has stages); use rayalign train, config or doctor")
+    if "environment" in values and "stages" in root.model_fields and "stages" not in values:
+        raise ConfigError(f"{path}: a config of control (it has an environment); use rayalign control train or config")
 
 
 def parse_as(root: type[Root], values: dict[str, Any], source: str) -> Root:

@@ -15,10 +15,11 @@ from torch import Tensor
 from rayalign.config.control import ControlConfig
 from rayalign.control.alternation import Alternation
 from rayalign.control.data import file_hashes
-from rayalign.control.folder import DONE_FILE, PRODUCTS, RESULTS_FILE, STAGE
+from rayalign.control.folder import DONE_FILE, POLICY_FILE, PRODUCTS, RESULTS_FILE, REWARD_FILE, STAGE
 from rayalign.errors import UserError
 from rayalign.storage.aside import write_json
 from rayalign.storage.checkpoints import STATE, CheckpointStore
+from rayalign.storage.differences import differences
 from rayalign.storage.snapshot import Snapshot, read_tensors, read_values
 from rayalign.telemetry.tracker import Tracker
 
@@ -34,6 +35,9 @@ class ControlCheckpoints:
         self._store = CheckpointStore(folder / "checkpoints" / STAGE, keep=config.checkpoints.keep)
         free = FREE - {"rounds"} if "linear" in (config.policy.schedule, config.reward.optimizer.schedule) else FREE
         self._settings = config.model_dump(mode="json", exclude=free)
+        for source in ("demonstrations", "preferences"):  # known by their content, wherever they lie
+            if self._settings[source] is not None:
+                self._settings[source].pop("path")
         self._settings |= {f"content of {name}": found for name, found in file_hashes(config).items()}
         self._saved_at = time.monotonic()
 
@@ -42,8 +46,15 @@ class ControlCheckpoints:
         file = self._folder / DONE_FILE
         if self._config.resume == "anew" or not file.exists():
             return False
-        self._check(read_values(file), self._folder, {"rounds": self._config.rounds})
-        return (self._folder / RESULTS_FILE).exists()
+        self._check(_readable(file), self._folder, {"rounds": self._config.rounds})
+        for name in (POLICY_FILE, RESULTS_FILE, *([REWARD_FILE] if self._config.method != "behaviour_cloning" else [])):
+            if not (self._folder / name).exists():
+                raise UserError(
+                    f"{self._folder / name}: is gone, and the run was finished; put it back, set name= for a new run, or "
+                    "resume=anew to begin again and lose this one"
+                )
+        _readable(self._folder / RESULTS_FILE)
+        return True
 
     def accept(self, tell: Callable[[str], None]) -> None:
         """Before anything is written: forgets what was there, with `resume: anew`; else raises UserError where what was
@@ -94,12 +105,21 @@ class ControlCheckpoints:
     def _check(self, before: Any, place: Path, further: Mapping[str, Any] = MappingProxyType({})) -> None:
         if not isinstance(before, dict):
             raise UserError(f"{place}: not of this program; set name= for a new run")
-        changed = [key for key, value in (self._settings | dict(further)).items() if before.get(key) != value]
-        if changed:
+        now = self._settings | dict(further)
+        if changed := differences({key: before.get(key) for key in now}, now):
             raise UserError(
                 f"{place}: was made with another {', '.join(changed)}; set name= for a new run, or resume=anew to begin "
-                "again"
+                "again and lose this one"
             )
+
+
+def _readable(file: Path) -> Any:
+    try:
+        return read_values(file)
+    except (OSError, ValueError):
+        raise UserError(
+            f"{file}: cannot be read; set name= for a new run, or resume=anew to begin again and lose this one"
+        ) from None
 
 
 def packed(state: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -11,9 +11,16 @@ from typing import Any
 from rayalign.config.control import ControlConfig
 from rayalign.config.load import dump_config, load_config_as
 
-# Makes a command's parser in the manner of the command line that it is part of: name, summary, description.
-AddCommand = Callable[[Any, str, str, str], argparse.ArgumentParser]
+# Makes a command's parser in the manner of the command line that it is part of: name, summary, description, about keys.
+AddCommand = Callable[[Any, str, str, str, str], argparse.ArgumentParser]
 
+OVERRIDES = """settings:
+  KEY=VALUE overrides the file, from left to right; VALUE is YAML.
+    seed=1  name=second-try           plain values
+    policy.learning_rate=1e-3         a key inside others
+    'demonstrations={path: my.npz, num: 1}'
+    preferences=                      nothing: unset
+  `rayalign control config CONFIG` prints all keys with their values."""
 SETTINGS = "settings that take the place of the file's, for instance seed=1 or reward.inputs=state"
 
 
@@ -58,6 +65,7 @@ def add_control(commands: Any, add_command: AddCommand, parser_class: type[argpa
         "show what runs learned, as one HTML file",
         "Writes report.html to the run's folder, or for several runs to the folder above them: returns with bands over\n"
         "seeds, the learned against the true reward, and an episode of the policy and of the demonstrations.",
+        "",
     )
     report.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder (RUN_DIR/NAME), finished or not")
     report.add_argument("--out", metavar="FILE", type=Path, help="writes there instead")
@@ -73,7 +81,7 @@ def _add(
     description: str,
     run: Callable[[argparse.Namespace], None],
 ) -> None:
-    command = add_command(inner, name, summary, description)
+    command = add_command(inner, name, summary, description, OVERRIDES)
     command.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/control/pendulum.yaml")
     command.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=SETTINGS)
     command.set_defaults(run=run)
@@ -98,7 +106,10 @@ def _expert(parsed: argparse.Namespace) -> None:
         print(f"{place / name}.npz: true return {found['return_mean']:.1f}")
     print(f"random actions: {results['random_return']:.1f}")
     if results["tiers"]["demonstrations"]["return_mean"] <= results["random_return"]:
-        print("warning: the expert is no better than random actions, so there is nothing to learn; raise expert.steps")
+        print(
+            "warning: the expert is no better than random actions, so there is nothing to learn; raise expert.steps, and "
+            "expert.max_s where that ended it"
+        )
     print(f"expert: {place}")
 
 

@@ -65,16 +65,20 @@ def make_environment(config: EnvironmentConfig, render_mode: str | None = None) 
         options["render_mode"] = render_mode
     if config.max_episode_steps is not None:
         options["max_episode_steps"] = config.max_episode_steps
+    from rayalign.control.wrappers import Checked
+
     try:
-        return gymnasium.make(config.id, **options)
+        return Checked(gymnasium.make(config.id, **options), config.id)
     except (errors.NameNotFound, errors.NamespaceNotFound, errors.VersionNotFound, errors.DeprecatedEnv) as error:
         meant = did_you_mean(config.id, list(gymnasium.registry))
         told = f"{config.id}: {_brief(error)}" if not meant else f"no environment {config.id!r} is registered{meant}"
         raise UserError(f"environment.id: {told}") from None
     except (errors.DependencyNotInstalled, ImportError) as error:
-        raise UserError(f"environment.id: {config.id}: {_brief(error)}; pip install 'rayalign[control]'") from None
+        raise UserError(f"environment.id: {config.id}: {_brief(error)}{_remedy(config.id, error)}") from None
     except (TypeError, ValueError, OSError, errors.Error) as error:
         raise UserError(f"environment.options: {config.id} does not take them: {_brief(error)}") from None
+    except Exception as error:
+        raise UserError(f"environment: {config.id} cannot be made: {type(error).__name__}: {_brief(error)}") from error
 
 
 def make_training_environment(config: EnvironmentConfig, cut: int | None, max_unhealthy: int | None) -> Any:
@@ -128,6 +132,9 @@ def _task(config: EnvironmentConfig, environment: Any) -> Task:
         )
     bounds = (np.zeros(int(actions.n)), np.ones(int(actions.n))) if is_choice else (actions.low, actions.high)
     low, high = (np.asarray(bound, dtype=np.float64) for bound in bounds)
+    if (low >= high).any():
+        fixed = int((low >= high).argmax())
+        raise UserError(f"environment.id: {config.id} acts by {actions}, whose number {fixed} has one value only")
     return Task(environment.spec.id, size, low, high, horizon, config.allow_variable_horizon, is_choice)
 
 
@@ -135,6 +142,12 @@ def environment_may_end_early(environment: Any) -> bool:
     """Whether a MuJoCo environment says so; others show it by an episode that ends, which the run watches for."""
     kwargs = environment.spec.kwargs
     return bool(kwargs.get("terminate_when_unhealthy", hasattr(environment.unwrapped, "_terminate_when_unhealthy")))
+
+
+def _remedy(name: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and ":" in name:
+        return f"; PYTHONPATH has to name the folder that holds {name.partition(':')[0]}"
+    return "; pip install 'rayalign[control]'" if "mujoco" in str(error).lower() else ""
 
 
 def _brief(error: Exception) -> str:

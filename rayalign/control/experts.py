@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -16,17 +19,20 @@ from rayalign.control.data import ControlData, observation_scale
 from rayalign.control.demonstrations import Demonstrations, save_demonstrations
 from rayalign.control.environments import Task
 from rayalign.control.evaluation import Act, measure_return, random_act, roll_out
-from rayalign.control.folder import run_folder
+from rayalign.control.folder import DONE_FILE, run_folder
 from rayalign.control.policies import SavedPolicy, save_network
 from rayalign.control.preferences import Preferences, save_preferences
 from rayalign.control.train import ControlRun, opened_run, task_of
 from rayalign.errors import Stopped, UserError
 from rayalign.storage.aside import write_json
+from rayalign.storage.differences import differences
 from rayalign.storage.run_folder import make_folder, write_config
+from rayalign.telemetry.progress import Progress
 
 STAGE = "expert"
 FIRST_RESET = 20_000  # of demonstrations: none is one of those that policies are measured on
 NOT_RESUMED = "asked to stop; an expert has no checkpoints: the same command begins again"
+OF_AN_EXPERT = {"seed", "environment", "policy", "expert"}  # settings that its data follow from
 NUM_RANDOM = 2  # episodes of random actions: they set the scale of observations, and are the lowest tier of pairs
 
 
@@ -48,13 +54,37 @@ def make_expert(config: ControlConfig) -> Path:
             f"{task.horizon}; lower it"
         )
     folder = run_folder(config)
+    settings = config.model_dump(mode="json", include=OF_AN_EXPERT)
+    if _is_there(folder / STAGE, settings, config):
+        Progress(config.telemetry.progress, sys.stderr).say(f"{STAGE}: finished before, kept")
+        return folder / STAGE
     with opened_run(config, folder, task, ControlData()) as run:
         make_folder(folder / STAGE)
+        (folder / STAGE / DONE_FILE).unlink(missing_ok=True)
         write_config(folder / STAGE, dump_config(config))
         run.tracker.keep(STAGE, 0)
         random = roll_out(config.environment, task, random_act(task, config.seed), NUM_RANDOM, FIRST_RESET - NUM_RANDOM)
         looks = _train(run, random)
-        return _write(run, looks, random)
+        place = _write(run, looks, random)
+        write_json(place / DONE_FILE, settings)
+        return place
+
+
+def _is_there(place: Path, settings: dict[str, Any], config: ControlConfig) -> bool:
+    """Whether these data were made before. Raises UserError where others were, which runs may have learned from."""
+    if config.resume == "anew" or not (place / DONE_FILE).exists():
+        return False
+    try:
+        before = json.loads((place / DONE_FILE).read_text(encoding="utf-8"))
+        changed = differences(before, settings)
+    except (ValueError, AttributeError):
+        raise UserError(f"{place / DONE_FILE}: cannot be read; set resume=anew to make the data again") from None
+    if changed:
+        raise UserError(
+            f"{place}: was made with another {', '.join(changed)}; set name= for other data, or resume=anew to make these "
+            "again and lose them"
+        )
+    return True
 
 
 def _train(run: ControlRun, random: Demonstrations) -> list[Look]:
@@ -82,6 +112,8 @@ def _train(run: ControlRun, random: Demonstrations) -> list[Look]:
                     run.tracker.log(
                         STAGE, None, looks[-1].num_steps, found | {"true/return_mean": looks[-1].mean_return}
                     )
+            if alternation.session.num_steps < expert.steps:
+                run.progress.say(f"expert.max_s: ended after {alternation.session.num_steps} of {expert.steps} steps")
             if not looks or looks[-1].num_steps < alternation.session.num_steps:
                 looks.append(_look(run, alternation))
     finally:

@@ -48,6 +48,8 @@ def load_preferences(path: Path, task: Task, num: int | None = None) -> Preferen
         told = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items())
         raise DataError(f"{path}: both sides of a pair need segments of one length, got pairs x steps of {told}")
     shape = sizes[needed[0]]
+    if 0 in shape:
+        raise DataError(f"{path}: its segments have no steps; record some, or set method to ml_irl")
     observations = [
         checked_numbers(path, f"{side}_observations", arrays[f"{side}_observations"], (*shape, task.observation_size))
         for side in SIDES

@@ -61,13 +61,18 @@ def read_result(folder: Path) -> ControlResult:
         raise UserError(f"{folder}: a run of language models; use rayalign report {folder}")
     config = load_config_as(ControlConfig, folder / CONFIG_FILE)
     metrics, results = folder / METRICS_FILE, folder / RESULTS_FILE
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
     try:
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else None
-    except ValueError as error:
+        if found is not None and "tiers" in found:
+            raise UserError(f"{folder}: the data of an expert; give the folder of a run that learned from them")
+        own = [record for record in records if record["stage"] == STAGE]
+        if found is not None and not found.keys() >= {"returns", "return_mean", "return_std"}:
+            raise ValueError("results.json without returns")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}: its metrics or results cannot be read ({error}); are they of this program?") from None
-    return ControlResult(folder, config, [record for record in records if record["stage"] == STAGE], found)
+    return ControlResult(folder, config, own, found)
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -145,7 +150,9 @@ def _returns(groups: dict[str, list[ControlResult]]) -> Section:
     expert = next((one["demonstrations_return_mean"] for one in finished if one.get("demonstrations_return_mean")), None)
     level = None if expert is None else ("demonstrations", expert)
     episodes = next(iter(groups.values()))[0].config.evaluation.num_episodes
-    caption = f"mean of {episodes} episodes of the deterministic policy from fixed resets; bands: 95% over seeds"
+    caption = f"mean of {episodes} episodes of the deterministic policy from fixed resets"
+    if any(len(group) > 1 for group in groups.values()):
+        caption += "; bands: 95% over seeds"
     return Section(title, pictures=[Picture.of_figure(draw_curves(curves, "true return of an episode", level), caption)])
 
 

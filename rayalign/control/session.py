@@ -31,7 +31,7 @@ from rayalign.control.environments import HORIZON_REASON, Task, make_training_en
 from rayalign.control.learner import POLICY, SKIPPED
 from rayalign.control.networks import REWARD
 from rayalign.control.policies import Network
-from rayalign.errors import Diverged, UserError, WorkerLost
+from rayalign.errors import Diverged, RayalignError, UserError, WorkerLost
 
 SKIPS_ALLOWED = 3
 CALL_S = 600.0  # of any call to RLlib's actors
@@ -72,7 +72,7 @@ class RlSession:
                 learned, and the policy follows the environment's.
         """
         for noisy in ("ray.rllib", "ray._common.deprecation"):  # they warn of RLlib's own code at every start
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what it raises is told once, by us
         self.task = task
         self._policy = config.policy
         self._num_learners = max(1, config.placement.num_learners)
@@ -129,11 +129,14 @@ class RlSession:
         """What each remote env runner gives. Raises WorkerLost for one that died, failed or is late."""
         assert self._group is not None
         try:
-            found = self._group.foreach_env_runner(call, local_env_runner=False, timeout_seconds=CALL_S)
+            found = self._group.foreach_env_runner(_told(call), local_env_runner=False, timeout_seconds=CALL_S)
         except RayError as error:
             raise failure(error, what) from error
         if len(found) < self._num_runners:
             raise WorkerLost(f"{what}: {len(found)} of {self._num_runners} env runners answered within {CALL_S:g} s")
+        for one in found:
+            if isinstance(one, RayalignError):
+                raise one
         return list(found)
 
     def _piece(self, episode: Any, random: bool) -> dict[str, np.ndarray]:
@@ -181,7 +184,11 @@ class RlSession:
         )
         found = [result[module] for result in results if module in result]
         if any(_number(one[SKIPPED]) >= SKIPS_ALLOWED for one in found):
-            raise Diverged(f"the {module} loss was not finite {SKIPS_ALLOWED} times in a row; lower the learning rates")
+            name, key = ("reward", "reward.optimizer") if module == REWARD else ("policy", "policy")
+            raise Diverged(
+                f"the {name}'s loss was not finite {SKIPS_ALLOWED} times in a row; lower {key}.learning_rate in a new run "
+                "(name=)"
+            )
         return {name: float(np.mean([_number(r[name]) for r in found])) for name in METRICS[module] if name in found[0]}
 
     def begin_as(self, actor: Network) -> None:
@@ -282,9 +289,26 @@ class RlSession:
 
 def _drawn(runner: SingleAgentEnvRunner, num: int, random: bool) -> list[Any]:
     """Pieces of episodes; what RLlib keeps of them for metrics that nobody reads is dropped."""
-    found = list(runner.sample(num_timesteps=num, random_actions=random))
+    try:
+        found = list(runner.sample(num_timesteps=num, random_actions=random))
+    except RuntimeError as error:
+        if isinstance(error.__cause__, RayalignError):  # an environment's, which RLlib raises something without words from
+            raise error.__cause__ from None
+        raise
     runner.get_metrics()
     return found
+
+
+def _told(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`call`, whose own errors come back as its value: an env runner that raises is taken for one that died."""
+
+    def told(runner: Any) -> Any:
+        try:
+            return call(runner)
+        except RayalignError as error:
+            return error
+
+    return told
 
 
 def _seed_random_actions(runner: SingleAgentEnvRunner) -> None:

@@ -23,7 +23,7 @@ from rayalign.control.environments import Task, look_at, make_training_environme
 from rayalign.control.evaluation import correlation, measure_return, roll_out
 from rayalign.control.folder import POLICY_FILE, RESULTS_FILE, REWARD_FILE, STAGE, run_folder
 from rayalign.control.policies import Network, SavedPolicy, load_network, save_network
-from rayalign.errors import PlacementError, Stopped, UserError, is_disk_full
+from rayalign.errors import Diverged, PlacementError, Stopped, UserError, is_disk_full
 from rayalign.stopping import stop_on_sigterm
 from rayalign.storage.aside import write_json
 from rayalign.storage.run_folder import held, make_folder, write_config
@@ -158,10 +158,19 @@ def _train_by_method(run: ControlRun, checkpoints: ControlCheckpoints) -> dict[s
     scale = observation_scale(run.config, run.data.observations())
     alternation = Alternation(run.config, run.task, run.data, scale, coefficients(run.config, run.data))
     try:
-        done = run_rounds(run, alternation, checkpoints)
+        done = _saved_if_diverged(run, alternation, checkpoints)
         return _results(run, alternation.policy(), alternation.reward()) | {"rounds": done}
     finally:
         alternation.close()
+
+
+def _saved_if_diverged(run: ControlRun, alternation: Alternation, checkpoints: ControlCheckpoints) -> int:
+    """`run_rounds`; where it diverges the networks are saved as they were last good."""
+    try:
+        return run_rounds(run, alternation, checkpoints)
+    except Diverged as error:
+        _save(run, alternation.policy(), alternation.reward())
+        raise Diverged(f"{error}. Saved: the last good {POLICY_FILE} and {REWARD_FILE} in {run.folder}") from error
 
 
 def run_rounds(run: ControlRun, alternation: Alternation, checkpoints: ControlCheckpoints) -> int:
@@ -194,8 +203,8 @@ def run_rounds(run: ControlRun, alternation: Alternation, checkpoints: ControlCh
             if is_last:
                 break
             checkpoints.save_if_due(alternation, number, run.tracker)
-    if number < config.rounds:
-        checkpoints.save(alternation, number, run.tracker)
+    if number >= first:
+        checkpoints.save(alternation, number, run.tracker)  # before it is measured, which can fail
     return number
 
 
@@ -251,11 +260,15 @@ def _clone(run: ControlRun, scale: np.ndarray, tracker: Tracker | None) -> Netwo
 
 def _results(run: ControlRun, policy: SavedPolicy, reward: Network | None) -> dict[str, Any]:
     """Saves the networks and measures them."""
+    _save(run, policy, reward)
+    with run.progress.stage("evaluating"):
+        return evaluate_networks(run.config, run.task, policy, reward, run.data)
+
+
+def _save(run: ControlRun, policy: SavedPolicy, reward: Network | None) -> None:
     save_network(run.folder / POLICY_FILE, policy.network, run.task)
     if reward is not None:
         save_network(run.folder / REWARD_FILE, reward, run.task)
-    with run.progress.stage("evaluating"):
-        return evaluate_networks(run.config, run.task, policy, reward, run.data)
 
 
 def evaluate_networks(

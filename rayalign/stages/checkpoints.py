@@ -21,8 +21,7 @@ from rayalign.errors import Stopped, UserError
 from rayalign.ports import Resumable, Workers
 from rayalign.stages.context import RunContext
 from rayalign.storage.checkpoints import CHECKPOINTS, Checkpoint, CheckpointStore, Files
-
-Values = Mapping[str, Any]
+from rayalign.storage.differences import Values, differences
 
 
 @dataclass
@@ -245,26 +244,6 @@ def _check_same(stage: str, found: Checkpoint, settings: Values, data: Mapping[s
             f"{found.folder}: stage {stage} was interrupted with another {'; '.join(changed)}. Set resume=changed to go on "
             "nevertheless, resume=anew to begin the stage again, or name= for a new run"
         )
-
-
-def differences(before: Values, now: Values) -> list[str]:
-    """"KEY (OLD, now NEW)" of each setting that is not the same, sorted; nested ones by their innermost key.
-
-    What is known by a hash alone (an earlier stage, data) is named without it.
-    """
-    found: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new, name = before.get(key), now.get(key), key.removeprefix("run.")
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += [f"{name}.{inner}" for inner in differences(old, new)]
-        elif old != new:
-            found.append(name if key.startswith(("input ", "content ")) else f"{name} ({_short(old)}, now {_short(new)})")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = "unset" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def plain_values(values: Any) -> Any:

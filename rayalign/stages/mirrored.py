@@ -11,10 +11,11 @@ from typing import Any
 
 from rayalign.config.run import RunConfig
 from rayalign.errors import Stopped, UserError
-from rayalign.stages.checkpoints import checkpoint_store_of, differences, plain_values
+from rayalign.stages.checkpoints import checkpoint_store_of, plain_values
 from rayalign.stages.context import STOP_FILE
 from rayalign.storage.aside import written_aside
 from rayalign.storage.checkpoints import Checkpoint, Damaged, best_of
+from rayalign.storage.differences import differences
 from rayalign.storage.following import Following
 from rayalign.storage.mirror import DONE, Mirror
 from rayalign.storage.remote import Remote, Unreachable

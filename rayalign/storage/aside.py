@@ -117,7 +117,16 @@ def _is_at_work(pid: str | None) -> bool:
     return True
 
 
+def _open_as_folder(aside: Path) -> None:
+    """Files that a library made for their owner alone (safetensors does) can be read by whom the folder lets read."""
+    shared = aside.parent.stat().st_mode & 0o044
+    for file in [aside] if aside.is_file() else [file for file in aside.rglob("*") if file.is_file()]:
+        if not file.is_symlink() and file.stat().st_mode & 0o777 == 0o600:
+            file.chmod(0o600 | shared)
+
+
 def _put(aside: Path, path: Path, before: Path) -> None:
+    _open_as_folder(aside)
     for left in reversed(range(TRIES)):
         try:
             if path.is_dir():

@@ -11,7 +11,7 @@ import yaml
 from rayalign.errors import UserError
 from rayalign.evaluate.reward_accuracy import RIGHT
 from rayalign.evaluate.statistics import paired_difference
-from rayalign.stages.checkpoints import differences
+from rayalign.storage.differences import differences
 from rayalign.storage.evaluation import EVALUATION_FILE, STAGE_SUITE, read_evaluation
 from rayalign.storage.run_folder import CONFIG_FILE
 from rayalign.suites import generation_table, harness_table, ifeval_table, stage_table

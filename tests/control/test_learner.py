@@ -461,7 +461,7 @@ def test_a_reward_that_never_learns_is_told_whatever_the_policy_does(small: Make
         demonstrations = alternation._data.demonstrations
         assert demonstrations is not None
         demonstrations.observations[0] = np.nan
-        with pytest.raises(Diverged, match="the reward loss was not finite 3 times in a row"):
+        with pytest.raises(Diverged, match="the reward.s loss was not finite 3 times in a row"):
             for _ in range(3):
                 alternation.policy_steps(lambda _: None)
                 alternation.reward_steps()

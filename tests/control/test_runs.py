@@ -76,7 +76,7 @@ def test_a_finished_run_is_kept_and_not_mixed_with_another(small: MakeConfig) ->
     before = (folder / "results.json").read_text()
     train(small())
     assert (folder / "results.json").read_text() == before and len(records(folder)) == 2
-    with pytest.raises(UserError, match="made with another seed; set name= for a new run"):
+    with pytest.raises(UserError, match=r"made with another seed \(0, now 1\); set name= for a new run"):
         train(small(seed=1))
     with pytest.raises(UserError, match="made with another rounds"):
         train(small(rounds=3))
@@ -113,7 +113,7 @@ def test_an_interrupted_run_goes_on(small: MakeConfig, monkeypatch: pytest.Monke
         train(config)
     monkeypatch.setattr(module.Alternation, "policy_steps", begun)
     assert (folder / "checkpoints" / "control" / "00000002").is_dir()
-    with pytest.raises(UserError, match="made with another policy; set name="):
+    with pytest.raises(UserError, match=r"made with another policy.tau \(0.005, now 0.5\); set name="):
         train(small(rounds=4, policy={"tau": 0.5}))
     train(config)
     steps = [(record["round"], record["env_steps"]) for record in records(folder)]

@@ -13,8 +13,9 @@ from rayalign.actors.local_workers import LocalWorkers
 from rayalign.config.checkpoints import CheckpointConfig
 from rayalign.engines.checkpointed import Checkpointed
 from rayalign.errors import Stopped, UserError
-from rayalign.stages.checkpoints import LoopCheckpoints, differences, end_early
+from rayalign.stages.checkpoints import LoopCheckpoints, end_early
 from rayalign.storage.checkpoints import STATE
+from rayalign.storage.differences import differences
 from rayalign.storage.snapshot import Snapshot, read_values
 from rayalign.telemetry.progress import Progress
 
