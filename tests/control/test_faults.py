@@ -112,7 +112,6 @@ def test_a_finished_folder_that_was_damaged_says_so(small: MakeConfig) -> None:
     """And is not taken for finished; what is read is as open to others as its folder."""
     config = small()
     folder = train(config)
-    folder.chmod(0o755)
     results = (folder / "results.json").read_text()
     for name in ("results.json", "done.json"):
         before = (folder / name).read_text()
@@ -127,7 +126,8 @@ def test_a_finished_folder_that_was_damaged_says_so(small: MakeConfig) -> None:
     (folder / "metrics.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(UserError, match="its metrics or results cannot be read"):
         read_result(folder)
-    assert all((folder / f"{name}.safetensors").stat().st_mode & 0o777 == 0o644 for name in ("policy", "reward"))
+    shared = 0o600 | folder.stat().st_mode & 0o044
+    assert all((folder / f"{name}.safetensors").stat().st_mode & 0o777 == shared for name in ("policy", "reward"))
     (folder / "reward.safetensors").unlink()
     with pytest.raises(UserError, match="reward.safetensors: is gone, and the run was finished"):
         train(config)
