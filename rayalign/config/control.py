@@ -149,7 +149,6 @@ class ControlPolicy(Strict):
     schedule: Schedule = Field("constant", description="of the learning rate, as `reward.optimizer.schedule`")
     ema_decay: Fraction = Field(
         0.0,
-        lt=1,
         description="of an average of the actor's weights over its updates, which is what is measured and saved: each round "
         "follows another reward, and so the newest actor swings. 0.9999, say; 0: the newest",
     )
@@ -184,7 +183,7 @@ class ControlPolicy(Strict):
         200, description="passes over the demonstrations, in behaviour cloning and for `start: cloned`"
     )
     demonstration_share: Fraction = Field(
-        0.0, lt=1, description="of a batch: steps of the demonstrations, paid the newest reward like the policy's own"
+        0.0, description="of a batch: steps of the demonstrations, paid the newest reward like the policy's own"
     )
     cloning_weight: NonNegative = Field(
         0.0,

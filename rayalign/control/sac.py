@@ -115,7 +115,7 @@ class SacLearner(RewardedLearner):
             target_entropy=settings["target_entropy"],
             actor_weight=0.0 if self._holds_actor else 1.0,
         )
-        if settings["cloning_weight"] and not self._holds_actor:
+        if settings["cloning_weight"] and DEMONSTRATED in batch and not self._holds_actor:
             share = settings["demonstration_share"]
             distance = cloning_loss(means, batch[Columns.ACTIONS], batch[DEMONSTRATED], fwd_out["q_actor"], share=share)
             loss = loss + settings["cloning_weight"] * distance

@@ -69,7 +69,7 @@ def train(config: ControlConfig) -> Path:
         write_config(folder, dump_config(config))
         results = _train_by_method(run, checkpoints)
         write_json(folder / RESULTS_FILE, results)
-        if results["rounds"] in (None, config.rounds):
+        if results["rounds"] is None or results["rounds"] >= config.rounds:
             checkpoints.finish()
         else:
             run.progress.say(

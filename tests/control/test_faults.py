@@ -36,6 +36,8 @@ class Faulty(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.num = 0
+        if self.fault == "reset":
+            raise OSError("the lid is closed")
         return np.zeros(3, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -49,6 +51,7 @@ class Faulty(gymnasium.Env[np.ndarray, np.ndarray]):
 
 gymnasium.register("rayalign-tests/Faulty-v0", Faulty, max_episode_steps=20)
 FAULTS = {
+    "reset": "Faulty-v0 failed in reset 0: OSError: the lid is closed",
     "step": "Faulty-v0 failed in step 5: ZeroDivisionError: a wheel is stuck",
     "nan": "Faulty-v0 observed nan at step 5 of an episode",
     "shape": r"Faulty-v0 observed \(4,\) at step 5 of an episode, not \(3,\)",
@@ -131,6 +134,27 @@ def test_a_finished_folder_that_was_damaged_says_so(small: MakeConfig) -> None:
     (folder / "reward.safetensors").unlink()
     with pytest.raises(UserError, match="reward.safetensors: is gone, and the run was finished"):
         train(config)
+
+
+def test_fewer_rounds_than_are_done_end_the_run(small: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is measured, and the run is finished."""
+
+    def fails(*_: Any) -> Any:
+        raise UserError("the simulator is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "evaluate_networks", fails)
+        with pytest.raises(UserError, match="the simulator is gone"):
+            train(small())
+    folder = train(small(rounds=1))
+    assert json.loads((folder / "results.json").read_text())["rounds"] == 2 and (folder / "done.json").exists()
+
+
+def test_an_expert_needs_no_demonstrations(small: MakeConfig) -> None:
+    """Keys of a run that learns from them are not read."""
+    policy = {"demonstration_share": 0.25, "cloning_weight": 0.4, "schedule": "linear", "ema_decay": 0.9, "start": "cloned"}
+    config = small(policy=policy, expert={"steps": 120, "num_trajectories": 1, "num_preferences": 0})
+    assert (make_expert(config) / "demonstrations.npz").exists()
 
 
 def test_an_experts_data_are_kept(small: MakeConfig) -> None:

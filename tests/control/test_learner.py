@@ -20,7 +20,7 @@ from rayalign.control.environments import look_at, make_training_environment
 from rayalign.control.evaluation import roll_out
 from rayalign.control.learner import POLICY, REWARD_SETTINGS, reward_loss
 from rayalign.control.networks import REWARD
-from rayalign.control.policies import load_network, save_network, scaled
+from rayalign.control.policies import Network, load_network, save_network, scaled
 from rayalign.control.rows import Steps, reward_rows
 from rayalign.control.train import train
 from rayalign.errors import Diverged, UserError
@@ -29,12 +29,24 @@ from tests.control.conftest import MakeConfig
 from tests.control.worlds import some_preferences
 
 
-def begin(config: ControlConfig) -> Alternation:
+def unbegun(config: ControlConfig) -> Alternation:
     task = look_at(config.environment)
     data = load_data(config, task)
-    alternation = Alternation(config, task, data, observation_scale(config, data.observations()), coefficients(config, data))
+    return Alternation(config, task, data, observation_scale(config, data.observations()), coefficients(config, data))
+
+
+def begin(config: ControlConfig) -> Alternation:
+    alternation = unbegun(config)
     alternation.warm_up()
     return alternation
+
+
+def with_a_clone(config: ControlConfig) -> tuple[Alternation, Network]:
+    """Before the warm-up, and what it is to begin as."""
+    alternation = unbegun(config)
+    demonstrations = alternation._data.demonstrations
+    assert demonstrations is not None
+    return alternation, clone(demonstrations, alternation.task, config.policy, alternation.scale, 0, lambda *_: None)
 
 
 @pytest.fixture
@@ -213,13 +225,8 @@ def test_the_actor_stays_near_what_is_demonstrated(small: MakeConfig) -> None:
 
 def test_a_cloned_start_is_the_clone_until_the_critics_have_learned(small: MakeConfig) -> None:
     """It makes the warm-up's steps with little noise; reward and critics learn from them, and the actor is as it was."""
-    config = small(policy={"start": "cloned", "cloning_epochs": 200})
-    task, data = look_at(config.environment), load_data(config, look_at(config.environment))
-    scale = observation_scale(config, data.observations())
-    alternation = Alternation(config, task, data, scale, coefficients(config, data))
+    alternation, network = with_a_clone(small(policy={"start": "cloned", "cloning_epochs": 200}))
     try:
-        assert data.demonstrations is not None
-        network = clone(data.demonstrations, task, config.policy, scale, 0, lambda *_: None)
         before = {name: alternation.session.weights(name) for name in (POLICY, REWARD)}
         assert alternation.warm_up(clone=network)
         after = {name: alternation.session.weights(name) for name in (POLICY, REWARD)}
@@ -242,13 +249,8 @@ def test_a_cloned_start_is_the_clone_until_the_critics_have_learned(small: MakeC
 
 def test_the_average_follows_the_actor_and_is_the_policy(small: MakeConfig) -> None:
     """Update by update, as the formula has it, of few updates over the last of them; a clone's begins as the clone."""
-    config = small(policy={"ema_decay": 0.9, "fragment": 1})
-    task, data = look_at(config.environment), load_data(config, look_at(config.environment))
-    scale = observation_scale(config, data.observations())
-    alternation = Alternation(config, task, data, scale, coefficients(config, data))
+    alternation, network = with_a_clone(small(policy={"ema_decay": 0.9, "fragment": 1}))
     try:
-        assert data.demonstrations is not None
-        network = clone(data.demonstrations, task, config.policy, scale, 0, lambda *_: None)
         assert alternation.warm_up(clone=network)
         weights = alternation.session.weights(POLICY)
         expected = weights["actor.0.weight"]
@@ -489,8 +491,8 @@ def test_actions_are_in_one_scale(aihf: Alternation) -> None:
 
 
 def test_state_comes_back_without_pickle(small: MakeConfig) -> None:
-    """Weights, moments, replay and random numbers: two alternations in the same state make the same updates."""
-    first, second = begin(small(method="aihf")), begin(small(method="aihf", seed=5))
+    """Weights, their average, moments, replay and random numbers: two in the same state make the same updates."""
+    first, second = (begin(small(method="aihf", seed=seed, policy={"ema_decay": 0.9})) for seed in (0, 5))
     try:
         first.policy_steps(lambda num: None)
         first.reward_steps()

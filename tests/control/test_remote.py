@@ -15,7 +15,7 @@ from rayalign.control.learner import POLICY
 from rayalign.control.networks import REWARD
 from rayalign.control.rows import Steps, reward_rows
 from rayalign.control.train import start_ray
-from rayalign.errors import PlacementError, WorkerLost
+from rayalign.errors import PlacementError, UserError, WorkerLost
 from tests.control.conftest import MakeConfig
 
 PLACES: list[dict[str, int]] = [{}, {"num_learners": 2}]
@@ -138,6 +138,21 @@ def test_two_env_runners_sample_and_a_dead_one_is_one_line(small: MakeConfig) ->
         with pytest.raises(WorkerLost, match="^sampling: "):
             while True:  # what was asked before Ray had ended it is answered
                 session.sample(40)
+    finally:
+        alternation.close()
+
+
+@pytest.mark.own_process
+def test_a_remote_environments_fault_is_told_as_its_own(small: MakeConfig) -> None:
+    """And not as a worker that died, by a module that the worker imports itself."""
+    name = "tests.control.test_faults:rayalign-tests/Faulty-v0"
+    environment = {"id": name, "observation_scale": None, "options": {"fault": "step"}}
+    config = small(environment=environment, placement={"object_store_mib": 80, "num_env_runners": 1})
+    start_ray(config)
+    alternation = Alternation(config, look_at(config.environment), ControlData(), np.ones(3, np.float32), None)
+    try:
+        with pytest.raises(UserError, match="Faulty-v0 failed in step 5: ZeroDivisionError: a wheel is stuck"):
+            alternation.session.sample(40)
     finally:
         alternation.close()
 
