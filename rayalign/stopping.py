@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -28,7 +28,7 @@ def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
 
     Where none has ended within `grace_s`, or at a further SIGTERM after `SAME_S`, Stopped is raised where the program is,
     and whatever then comes out of the block leaves it as Stopped. Outside the main thread, where Python takes no signals,
-    nothing is done.
+    nothing is done. An alarm that the caller has set is still his: it waits while the grace is counted, and no longer.
     """
     stop_file.unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
@@ -36,13 +36,14 @@ def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
         return
 
     asked_at = float("-inf")
+    alarm = contextlib.ExitStack()
 
     def ask(signum: int, frame: FrameType | None) -> None:
         nonlocal asked_at
         if not stop_file.exists():
             asked_at = time.monotonic()
             stop_file.touch()
-            signal.setitimer(signal.ITIMER_REAL, grace_s)
+            alarm.enter_context(_alarm(grace_s, out_of_time))
         elif time.monotonic() - asked_at > SAME_S:
             give_up_for("asked twice to stop, the second time before the step in progress had ended")
 
@@ -56,7 +57,7 @@ def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
         _given_up[:] = [f"{reason}; {GOES_ON}"]
         raise_if_given_up()
 
-    before = {kind: signal.signal(kind, handler) for kind, handler in ((signal.SIGTERM, ask), (signal.SIGALRM, out_of_time))}
+    before = signal.signal(signal.SIGTERM, ask)
     try:
         yield
     except Exception as error:
@@ -64,8 +65,22 @@ def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
             raise Stopped(_given_up[0]) from error
         raise
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        signal.signal(signal.SIGTERM, before)
+        alarm.close()
         _given_up.clear()
         stop_file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alarm(after_s: float, ring: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """`ring` is called in `after_s` s unless the block ends before; an earlier alarm then has what is left of its time."""
+    handler = signal.signal(signal.SIGALRM, ring)
+    left_s, again_s = signal.setitimer(signal.ITIMER_REAL, after_s)
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left_s:
+            signal.setitimer(signal.ITIMER_REAL, max(left_s - (time.monotonic() - begun), 0.001), again_s)

@@ -60,3 +60,27 @@ def test_other_errors_are_what_they_are(tmp_path: Path) -> None:
         with stop_on_sigterm(tmp_path / ".stop", grace_s=60):
             ask()
             raise ValueError("mine")
+
+
+def test_an_alarm_of_the_callers_own_still_rings(tmp_path: Path) -> None:
+    """It is how pytest-timeout ends a test that hangs, and it must end those that train in their own process."""
+    rung = []
+    handler = signal.signal(signal.SIGALRM, lambda signum, frame: rung.append(time.monotonic()))
+    left_s, again_s = signal.setitimer(signal.ITIMER_REAL, 0.2)
+    begun = time.monotonic()
+    try:
+        with stop_on_sigterm(tmp_path / ".stop", grace_s=60):  # nobody asks: it rings inside
+            while not rung and time.monotonic() < begun + 10:
+                time.sleep(0.01)
+        assert rung
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        with stop_on_sigterm(tmp_path / ".stop", grace_s=60):
+            ask()
+            time.sleep(1.1)
+            assert len(rung) == 1  # while the grace is counted, it waits
+        while len(rung) == 1 and time.monotonic() < begun + 20:
+            time.sleep(0.01)
+        assert len(rung) == 2
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, left_s, again_s)
