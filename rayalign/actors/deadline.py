@@ -25,6 +25,11 @@ def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> lis
         raise error.__cause__ or error from None
 
 
+def is_ready(ref: ray.ObjectRef, wait_s: float) -> bool:
+    """Whether a call has ended, well or not, within `wait_s` from now."""
+    return bool(ray.wait([ref], timeout=wait_s, fetch_local=False)[0])
+
+
 def failure(error: BaseException, what: str) -> RayalignError:
     """What a failed remote call means to a person: our own errors as they are, others with actor and phase.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayalign.actors.deadline import failure, fetch, has_crashed
+from rayalign.actors.deadline import failure, fetch, has_crashed, is_ready
 from rayalign.actors.plan import GroupPlan
 from rayalign.actors.ray_workers import worker_environment
 from rayalign.actors.stacks import dump_stacks, stacks_if_late
@@ -21,7 +21,7 @@ from rayalign.config.placement import DeadlineConfig
 from rayalign.errors import CallFailed, WorkerLost
 
 POLL_S = 0.2
-DRAIN_S = 60.0  # for the queue's actor, which does nothing but this, and for Ray Train to see that its ranks are gone
+DRAIN_S = 60.0  # for the queue's actor, which does nothing but this, and for Ray Train to end
 WHAT = "offline training"
 
 
@@ -61,23 +61,31 @@ def run_ray_train(
 
     reports = Queue(actor_options={"num_cpus": 0})
     duty = _Duty(loop, setup, reports, deadlines, stacks)
-    outcome: list[BaseException | None] = []
     ranks: list[Any] = []
     try:
         with tempfile.TemporaryDirectory(prefix="rayalign-train-", ignore_cleanup_errors=True) as storage:
-            fitting = threading.Thread(target=_fit, args=(_trainer(duty, plan, storage), outcome), daemon=True)
-            fitting.start()
-            _listen(fitting, duty, ranks, on_report)
-    except BaseException as error:
-        for rank in ranks:  # else they go on without a listener, and hold what a next start waits for
-            ray.kill(rank)
-        if isinstance(error, WorkerLost):
-            fitting.join(DRAIN_S)
-        raise
+            # Not in a thread: one that still waits in Ray for what never comes crashes the process when Ray ends.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            fitting = _fit.options(scheduling_strategy=here).remote(_trainer(duty, plan, storage))
+            try:
+                _listen(fitting, duty, ranks, on_report)
+            except BaseException:
+                _end(fitting, ranks)
+                raise
+            (error,) = fetch([fitting], deadline_s=DRAIN_S, what=WHAT)
     finally:
         reports.shutdown()
-    if outcome[0] is not None:
-        raise _failed(outcome[0], ranks)
+    if error is not None:
+        raise _failed(error, ranks)
+
+
+def _end(fitting: Any, ranks: list[Any]) -> None:
+    """Ends Ray Train and its ranks, which would go on without a listener, or for want of room; a next start has theirs."""
+    ray.cancel(fitting, recursive=False)  # as Ctrl-C does: Ray Train then gives back what it has reserved
+    if not is_ready(fitting, DRAIN_S):
+        ray.cancel(fitting, force=True)
+    for rank in ranks:
+        ray.kill(rank)
 
 
 def _trainer(duty: _Duty, plan: GroupPlan, storage: str) -> Any:
@@ -97,11 +105,10 @@ def _trainer(duty: _Duty, plan: GroupPlan, storage: str) -> Any:
     )
 
 
-def _listen(fitting: threading.Thread, duty: _Duty, ranks: list[Any], on_report: Callable[[Any], None]) -> None:
+def _listen(fitting: Any, duty: _Duty, ranks: list[Any], on_report: Callable[[Any], None]) -> None:
     """Passes reports on until training ends, or until nothing was heard for too long; adds to `ranks` who has started."""
     limit_s, heard_at = duty.deadlines.start_s, time.monotonic()
-    while fitting.is_alive():
-        fitting.join(POLL_S)
+    while not is_ready(fitting, POLL_S):
         if _drain(duty.reports, ranks, on_report):
             limit_s, heard_at = duty.deadlines.call_s, time.monotonic()
         if time.monotonic() - heard_at <= limit_s:
@@ -144,13 +151,16 @@ def _rank(arguments: dict[str, Any]) -> None:
         duty.loop(duty.setup, report)
 
 
-def _fit(trainer: Any, outcome: list[BaseException | None]) -> None:
+@ray.remote(num_cpus=0, max_retries=0, max_calls=1)
+def _fit(trainer: Any) -> Exception | None:
+    """What training failed with. In a process of its own: Ray Train keeps state there, and answers the signals that come."""
     try:
         trainer.fit()
-    except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-        outcome.append(error)
-    else:
-        outcome.append(None)
+    except Exception as error:  # noqa: BLE001 - told apart where it is waited for
+        return error
+    except SystemExit:  # Ray Train's answer to being cancelled, which this process need not die of
+        return None
+    return None
 
 
 def _drain(reports: Any, ranks: list[Any], on_report: Callable[[Any], None]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,9 +170,10 @@ def test_a_run_of_sampling_and_fine_tuning_on_one_gpu(two_gpus: None, tmp_path: 
     assert ray.is_initialized()  # a Ray that was there before is left there
 
 
-def test_ray_train_without_a_free_gpu_is_told(two_gpus: None) -> None:
-    """Last, because Ray Train goes on waiting until its Ray ends."""
+def test_ray_train_without_a_free_gpu_is_told_and_waits_no_longer(two_gpus: None) -> None:
+    """Nothing of it is left that takes a next start's room, nor a thread in Ray, which crashes this process at Ray's end."""
     fleet = RayFleet(PlacementConfig.model_validate({**APART, "deadlines": {"start_s": 4}}))
+    threads = set(threading.enumerate())
     holders = [ray.remote(num_gpus=1, num_cpus=0)(Engine).remote(i) for i in range(2)]
     try:
         with pytest.raises(CallFailed, match="nothing heard from Ray Train for 4 s .*are its resources free"):
@@ -179,3 +181,6 @@ def test_ray_train_without_a_free_gpu_is_told(two_gpus: None) -> None:
     finally:
         for holder in holders:
             ray.kill(holder)
+    assert set(threading.enumerate()) <= threads
+    states = {group["state"] for group in ray.util.placement_group_table().values()}
+    assert states == {"REMOVED"}
