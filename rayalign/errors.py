@@ -72,6 +72,11 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"rayalign: interrupted; {GOES_ON}; finished stages are kept", file=sys.stderr)
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if (told := out_of_memory(error)) is None:
+            raise
+        print(f"rayalign: {told}", file=sys.stderr)
+        sys.exit(2)
 
 
 def exit_code(error: RayalignError) -> int:
@@ -100,3 +105,15 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return any(f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What to tell where numpy, or torch on a GPU or a CPU, found no room for an array; None for another error."""
+    texts = ("out of memory", "can't allocate memory")
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and any(t in str(error) for t in texts)):
+        return None
+    first = " ".join(str(error).split())[:200]
+    return (
+        f"out of memory ({first}); lower learner.micro_batch_tokens or placement.gpu_memory_frac (rayalign control: "
+        "policy.batch_size), or give it more: `rayalign doctor CONFIG` estimates what each group holds"
+    )

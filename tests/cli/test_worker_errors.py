@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayalign.actors.deadline import failure
-from rayalign.errors import DataError, UserError, WorkerLost, is_disk_full
+from rayalign.errors import CallFailed, DataError, UserError, WorkerLost, is_disk_full, one_line_errors
 from rayalign.stages.context import RunContext
 
 
@@ -45,6 +48,34 @@ def test_a_full_disk_is_the_users(error: Exception) -> None:
     assert is_disk_full(error)
     found = failure(of_a_task(error), "policy-0: save")
     assert type(found) is UserError and "policy-0: save: the disk is full" in str(found)
+
+
+def of_a_gpu() -> None:
+    """What torch raises for CUDA."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**45), lambda: np.empty(2**45), of_a_gpu])
+def test_memory_that_is_not_there_is_the_users(
+    allocate: Callable[[], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a worker, and in the command's own process."""
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        allocate()
+    found = failure(of_a_task(caught.value), "policy-0: update")
+    assert type(found) is UserError and str(found).startswith("policy-0: update: out of memory (")
+    assert "lower learner.micro_batch_tokens" in str(found)
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        allocate()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rayalign: out of memory (")
+
+
+def test_what_memory_has_no_part_in_stays_a_traceback() -> None:
+    assert type(failure(of_a_task(RuntimeError("shapes do not fit")), "score")) is CallFailed
+    with pytest.raises(RuntimeError, match="shapes"), one_line_errors():
+        raise RuntimeError("shapes do not fit")
 
 
 def test_relative_paths_reach_workers_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
