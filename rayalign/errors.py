@@ -76,7 +76,7 @@ def one_line_errors() -> Iterator[None]:
         if (told := out_of_memory(error)) is None:
             raise
         print(f"rayalign: {told}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_code(told))
 
 
 def exit_code(error: RayalignError) -> int:
@@ -107,13 +107,13 @@ def is_disk_full(error: BaseException) -> bool:
     return any(f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
-def out_of_memory(error: BaseException) -> str | None:
+def out_of_memory(error: BaseException, where: str = "") -> UserError | None:
     """What to tell where numpy, or torch on a GPU or a CPU, found no room for an array; None for another error."""
     texts = ("out of memory", "can't allocate memory")
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and any(t in str(error) for t in texts)):
         return None
     first = " ".join(str(error).split())[:200]
-    return (
-        f"out of memory ({first}); lower learner.micro_batch_tokens or placement.gpu_memory_frac (rayalign control: "
+    return UserError(
+        f"{where}out of memory ({first}); lower learner.micro_batch_tokens or placement.gpu_memory_frac (rayalign control: "
         "policy.batch_size), or give it more: `rayalign doctor CONFIG` estimates what each group holds"
     )

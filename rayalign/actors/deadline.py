@@ -43,8 +43,8 @@ def failure(error: BaseException, what: str) -> RayalignError:
         return type(cause)(*cause.args)
     if cause is not None and is_disk_full(cause):
         return UserError(f"{what}: the disk is full ({_first_line(cause)}); free some space and run again")
-    if cause is not None and (told := out_of_memory(cause)):
-        return UserError(f"{what}: {told}")
+    if cause is not None and (told := out_of_memory(cause, f"{what}: ")):
+        return told
     if cause is not None:
         return CallFailed(f"{what}: {type(cause).__name__}: {_first_line(cause)}")
     return WorkerLost(f"{what}: the worker died ({_first_line(error)})")

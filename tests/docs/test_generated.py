@@ -158,7 +158,9 @@ def test_the_catalogue_reads_whole_messages(tmp_path: Path) -> None:
         "def g(x):\n"
         "    raise RayalignError(f'{x}: {x}')\n"
         "def h(x):\n"
-        "    raise KeyError('of no interest to anybody')\n",
+        "    raise KeyError('of no interest to anybody')\n"
+        "def k(x):\n"
+        "    return Own('handed to whoever raises it')\n",
         encoding="utf-8",
     )
     (package / "errors.py").write_text("class ConfigError(UserError): ...\n", encoding="utf-8")
@@ -170,6 +172,7 @@ def test_the_catalogue_reads_whole_messages(tmp_path: Path) -> None:
         "the value … is wrong here: set it to a number",
         "stages.….rounds: … is too many rounds",
         "two stages are named alike",
+        "handed to whoever raises it",
     }
     assert found["the value … is wrong here: set it to a number"].error == "Own"
     assert (found["two stages are named alike"].error, found["two stages are named alike"].code) == ("ConfigError", 2)

@@ -40,6 +40,7 @@ GROUPS = {
     "models": "Models and tokenizers",
     "run": "Runs, checkpoints and storage",
     "stopping": "Runs, checkpoints and storage",
+    "errors": "Runs, checkpoints and storage",
     "storage": "Runs, checkpoints and storage",
     "stages": "Stages",
     "actors": "Ray: placement, workers, deadlines",
@@ -103,12 +104,12 @@ def _words(
     node: ast.AST, scope: ast.AST, top: str, module: str, codes: dict[str, int]
 ) -> Iterator[tuple[str | None, ast.expr]]:
     """(error, expression of the message) of a statement; no error: a hazard, which is only told."""
-    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-        name = ast.unparse(node.exc.func).rpartition(".")[2]
-        if name in codes:
-            yield name, node.exc.args[0]
-        elif name == "ValueError" and top == "config":  # of a validator: it becomes the config's error
-            yield "ConfigError", node.exc.args[0]
+    made = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
+    name = ast.unparse(made.func).rpartition(".")[2] if isinstance(made, ast.Call) and made.args else ""
+    if isinstance(made, ast.Call) and name in codes:
+        yield name, made.args[0]
+    elif isinstance(made, ast.Call) and isinstance(node, ast.Raise) and name == "ValueError" and top == "config":
+        yield "ConfigError", made.args[0]  # of a validator: it becomes the config's error
     elif isinstance(node, ast.Return) and node.value and top == "preflight" and _returns_problem(scope):
         yield MENDED_BY_USER, node.value
     elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding" and len(node.args) == 3:
