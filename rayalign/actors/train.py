@@ -69,10 +69,10 @@ def run_ray_train(
             fitting = _fit.options(scheduling_strategy=here).remote(_trainer(duty, plan, storage))
             try:
                 _listen(fitting, duty, ranks, on_report)
+                (error,) = fetch([fitting], deadline_s=DRAIN_S, what=WHAT)
             except BaseException:
                 _end(fitting, ranks)
                 raise
-            (error,) = fetch([fitting], deadline_s=DRAIN_S, what=WHAT)
     finally:
         reports.shutdown()
     if error is not None:
