@@ -7,6 +7,7 @@ import errno
 import sys
 from collections.abc import Iterator
 
+NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "status_alloc_failed")
 LONGEST = 1500  # characters of a message; what is longer repeats somebody's input
 
 
@@ -72,7 +73,7 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"rayalign: interrupted; {GOES_ON}; finished stages are kept", file=sys.stderr)
         sys.exit(130)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if (told := out_of_memory(error)) is None:
             raise
         print(f"rayalign: {told}", file=sys.stderr)
@@ -108,12 +109,13 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException, where: str = "") -> UserError | None:
-    """What to tell where numpy, or torch on a GPU or a CPU, found no room for an array; None for another error."""
-    texts = ("out of memory", "can't allocate memory")
-    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and any(t in str(error) for t in texts)):
+    """What to tell where the system, numpy, or torch on a GPU or a CPU had no memory left; None for another error."""
+    text = " ".join(str(error).split())
+    says_so = isinstance(error, RuntimeError) and any(words in text.lower() for words in NO_MEMORY)
+    if not says_so and not isinstance(error, MemoryError) and getattr(error, "errno", None) != errno.ENOMEM:
         return None
-    first = " ".join(str(error).split())[:200]
     return UserError(
-        f"{where}out of memory ({first}); lower learner.micro_batch_tokens or placement.gpu_memory_frac (rayalign control: "
-        "policy.batch_size), or give it more: `rayalign doctor CONFIG` estimates what each group holds"
+        f"{where}out of memory ({text[:200] or 'of this machine'}); lower learner.micro_batch_tokens, on a GPU beside vLLM "
+        "placement.gpu_memory_frac (rayalign control: policy.batch_size), or give it more: `rayalign doctor CONFIG` tells "
+        "what each group holds"
     )

@@ -65,18 +65,21 @@ def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
             raise Stopped(_given_up[0]) from error
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
-        alarm.close()
-        _given_up.clear()
-        stop_file.unlink(missing_ok=True)
+        try:
+            alarm.close()
+            signal.signal(signal.SIGTERM, before)
+        finally:
+            _given_up.clear()
+            stop_file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _alarm(after_s: float, ring: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """`ring` is called in `after_s` s unless the block ends before; an earlier alarm then has what is left of its time."""
-    handler = signal.signal(signal.SIGALRM, ring)
-    left_s, again_s = signal.setitimer(signal.ITIMER_REAL, after_s)
     begun = time.monotonic()
+    left_s, again_s = signal.setitimer(signal.ITIMER_REAL, 0)
+    handler = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, after_s)
     try:
         yield
     finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -15,19 +16,28 @@ from rayalign.stopping import raise_if_given_up
 def fetch(refs: Sequence[ray.ObjectRef], *, deadline_s: float, what: str) -> list[Any]:
     """The values of `refs`. Raises CallFailed, naming `what`, when one failed, and WorkerLost when one is lost or late."""
     try:
-        return ray.get(list(refs), timeout=deadline_s)
+        with _stops_are_told():
+            return ray.get(list(refs), timeout=deadline_s)
     except GetTimeoutError:
         raise WorkerLost(f"{what}: no answer within {deadline_s:g} s (placement.deadlines)") from None
     except RayError as error:
         raise failure(error, what) from error
-    except SystemError as error:  # of a signal's handler that raised while Ray's compiled code made an object
-        raise_if_given_up()
-        raise error.__cause__ or error from None
 
 
 def is_ready(ref: ray.ObjectRef, wait_s: float) -> bool:
-    """Whether a call has ended, well or not, within `wait_s` from now."""
-    return bool(ray.wait([ref], timeout=wait_s, fetch_local=False)[0])
+    """Whether a call has ended, well or not, within `wait_s` from now. A stop that comes meanwhile is seen at the end."""
+    with _stops_are_told():
+        return bool(ray.wait([ref], timeout=wait_s, fetch_local=False)[0])
+
+
+@contextlib.contextmanager
+def _stops_are_told() -> Iterator[None]:
+    """A signal's handler that raises in Ray's compiled code comes out as a SystemError; here it is what it was."""
+    try:
+        yield
+    except SystemError as error:
+        raise_if_given_up()
+        raise error.__cause__ or error from None
 
 
 def failure(error: BaseException, what: str) -> RayalignError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.util
+from ray import PlacementGroupID
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayalign.actors.deadline import failure, fetch, has_crashed, is_ready
@@ -21,7 +26,8 @@ from rayalign.config.placement import DeadlineConfig
 from rayalign.errors import CallFailed, WorkerLost
 
 POLL_S = 0.2
-DRAIN_S = 60.0  # for the queue's actor, which does nothing but this, and for Ray Train to end
+DRAIN_S = 60.0  # for the queue's actor, which does nothing but this
+END_S = 5.0  # for a process that is killed
 WHAT = "offline training"
 
 
@@ -55,23 +61,28 @@ def run_ray_train(
 
     Raises what a worker raised, as `failure` puts it. Where nothing is heard for a deadline, `start_s` before the first
     report and `call_s` between reports, its ranks are ended, and WorkerLost is raised; CallFailed where none had started.
-    What ranks and controller did then lies in the folder `stacks`, where one is given.
+    What ranks and this process did then lies in the folder `stacks`, where one is given.
     """
     from ray.util.queue import Queue
 
     reports = Queue(actor_options={"num_cpus": 0})
     duty = _Duty(loop, setup, reports, deadlines, stacks)
     ranks: list[Any] = []
+    reserved = _reserved()
     try:
+        # In the node of this process, where `storage` is.
         with tempfile.TemporaryDirectory(prefix="rayalign-train-", ignore_cleanup_errors=True) as storage:
-            # Not in a thread: one that still waits in Ray for what never comes crashes the process when Ray ends.
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            fitting = _fit.options(scheduling_strategy=here).remote(_trainer(duty, plan, storage))
+            # Not in a thread: one that still waits in Ray for what never comes crashes this process when Ray ends.
+            fitting = _fit.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
+                runtime_env={"env_vars": {k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")}},
+            ).remote(_trainer(duty, plan, storage))
             try:
                 _listen(fitting, duty, ranks, on_report)
                 (error,) = fetch([fitting], deadline_s=DRAIN_S, what=WHAT)
             except BaseException:
-                _end(fitting, ranks)
+                with contextlib.suppress(RayError):  # what went wrong before is what is told
+                    _end(fitting, ranks, reserved)
                 raise
     finally:
         reports.shutdown()
@@ -79,13 +90,29 @@ def run_ray_train(
         raise _failed(error, ranks)
 
 
-def _end(fitting: Any, ranks: list[Any]) -> None:
-    """Ends Ray Train and its ranks, which would go on without a listener, or for want of room; a next start has theirs."""
-    ray.cancel(fitting, recursive=False)  # as Ctrl-C does: Ray Train then gives back what it has reserved
-    if not is_ready(fitting, DRAIN_S):
-        ray.cancel(fitting, force=True)
+def _end(fitting: Any, ranks: list[Any], reserved: set[str]) -> None:
+    """Ends ranks and Ray Train, and gives back what it has reserved or waits for, which nobody else does.
+
+    Without an end it would go on without a listener, or wait for room and take it from a next start.
+    """
     for rank in ranks:
         ray.kill(rank)
+    ray.cancel(fitting, force=True)  # with its process Ray Train's controller ends, and with that all ranks
+    until = time.monotonic() + END_S
+    while not is_ready(fitting, POLL_S) and time.monotonic() < until:
+        pass
+    until = time.monotonic() + 5 * POLL_S
+    while time.monotonic() < until:  # the controller's end, and so its last reservation, comes a moment later
+        for group in _reserved() - reserved:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+        time.sleep(POLL_S)
+
+
+def _reserved() -> set[str]:
+    """The placement groups of this job that stand, or wait for room."""
+    job = ray.get_runtime_context().get_job_id()  # a group's own id ends with it
+    table = ray.util.placement_group_table()
+    return {group for group, entry in table.items() if group.endswith(job) and entry["state"] != "REMOVED"}
 
 
 def _trainer(duty: _Duty, plan: GroupPlan, storage: str) -> Any:
@@ -125,8 +152,6 @@ def _listen(fitting: Any, duty: _Duty, ranks: list[Any], on_report: Callable[[An
 
 
 def _rank(arguments: dict[str, Any]) -> None:
-    import os
-
     import torch
     from ray import train
 
@@ -158,8 +183,6 @@ def _fit(trainer: Any) -> Exception | None:
         trainer.fit()
     except Exception as error:  # noqa: BLE001 - told apart where it is waited for
         return error
-    except SystemExit:  # Ray Train's answer to being cancelled, which this process need not die of
-        return None
     return None
 
 

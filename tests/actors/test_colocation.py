@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray._private.state import state
 
+from rayalign.actors import train as train_module
+from rayalign.actors.deadline import fetch
 from rayalign.actors.fleet import RayFleet
 from rayalign.actors.ray_workers import RayWorkers
 from rayalign.api import train
@@ -170,17 +174,44 @@ def test_a_run_of_sampling_and_fine_tuning_on_one_gpu(two_gpus: None, tmp_path: 
     assert ray.is_initialized()  # a Ray that was there before is left there
 
 
-def test_ray_train_without_a_free_gpu_is_told_and_waits_no_longer(two_gpus: None) -> None:
-    """Nothing of it is left that takes a next start's room, nor a thread in Ray, which crashes this process at Ray's end."""
-    fleet = RayFleet(PlacementConfig.model_validate({**APART, "deadlines": {"start_s": 4}}))
-    threads = set(threading.enumerate())
+def groups() -> dict[str, str]:
+    """The state of every placement group."""
+    return {group: entry["state"] for group, entry in ray.util.placement_group_table().items()}
+
+
+def until(holds: Callable[[], Any], within_s: float = 120) -> bool:
+    """Whether it comes true in time."""
+    end = time.monotonic() + within_s
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.1)
+    return bool(holds())
+
+
+def test_ray_train_without_a_free_gpu_is_told_and_waits_no_longer(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it takes the room when there is some, and no thread is left in Ray, which crashes a process at its end."""
+    fleet = RayFleet(PlacementConfig.model_validate({**APART, "deadlines": {"start_s": 1}}))
     holders = [ray.remote(num_gpus=1, num_cpus=0)(Engine).remote(i) for i in range(2)]
+    fetch([holder.sleep.remote(0.0) for holder in holders], deadline_s=120, what="holding")
+    before, threads, listen = groups(), set(threading.enumerate()), train_module._listen
+
+    def waiting() -> list[str]:
+        return [group for group, now in groups().items() if group not in before and now == "PENDING"]
+
+    def listens_when_it_waits(*arguments: Any) -> None:
+        assert until(waiting)
+        listen(*arguments)
+
+    monkeypatch.setattr(train_module, "_listen", listens_when_it_waits)
     try:
-        with pytest.raises(CallFailed, match="nothing heard from Ray Train for 4 s .*are its resources free"):
+        with pytest.raises(CallFailed, match="nothing heard from Ray Train for 1 s .*are its resources free"):
             run_ranks(fleet)
+        assert {now for group, now in groups().items() if group not in before} == {"REMOVED"}
+        assert set(threading.enumerate()) <= threads
+        alive = [actor["ActorClassName"] for actor in state.actor_table(None).values() if actor["State"] != "DEAD"]
+        assert "TrainController" not in alive
     finally:
         for holder in holders:
             ray.kill(holder)
-    assert set(threading.enumerate()) <= threads
-    states = {group["state"] for group in ray.util.placement_group_table().values()}
-    assert states == {"REMOVED"}
+    assert until(lambda: ray.available_resources().get("GPU") == 2, 30)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
 from rayalign import stopping
-from rayalign.actors.deadline import fetch
+from rayalign.actors.deadline import fetch, is_ready
 from rayalign.actors.fleet import RayFleet
 from rayalign.config.placement import PlacementConfig
 from rayalign.errors import CallFailed, Stopped, UserError, WorkerLost
@@ -77,6 +79,26 @@ def test_ranks_end_where_the_listener_does(two_cores: None) -> None:
         RayFleet(PlacementConfig.model_validate(PLACEMENT)).run_ranks(reports_then_fails, "sleeps", full)
 
 
+def test_a_trainer_that_is_ended_from_outside_is_lost(two_cores: None) -> None:
+    """And no training that went well, though SIGTERM lets Python end in order."""
+
+    def end_it(report: str) -> None:
+        (trainer,) = [process for process in psutil.process_iter() if _is_of_this_ray(process, "ray::_fit")]
+        trainer.terminate()
+
+    with pytest.raises(WorkerLost, match="offline training: the worker died"):
+        RayFleet(PlacementConfig.model_validate(PLACEMENT)).run_ranks(reports_then_fails, "sleeps", end_it)
+
+
+def _is_of_this_ray(process: psutil.Process, title: str) -> bool:
+    """Ray's workers are children of the node's manager, whose command names the session."""
+    session = Path(ray._private.worker._global_node.get_session_dir_path()).name
+    try:
+        return "".join(process.cmdline()).startswith(title) and session in " ".join(process.parent().cmdline())
+    except (psutil.Error, AttributeError):  # gone meanwhile
+        return False
+
+
 def test_the_next_ones_have_their_room(two_cores: None) -> None:
     reports: list[str] = []
     RayFleet(PlacementConfig.model_validate(PLACEMENT)).run_ranks(reports_then_fails, "works", reports.append)
@@ -105,8 +127,16 @@ def test_a_stop_that_falls_into_rays_code_is_a_stop(
         assert fetch([ref], deadline_s=30, what="a call") == ["read"]  # the first one asks
         with pytest.raises(Stopped, match="asked twice to stop"):
             fetch([ref], deadline_s=30, what="a call")
+        with pytest.raises(Stopped, match="asked twice to stop"):
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            is_ready(_sleeps.remote(), 2)
     with stop_on_sigterm(tmp_path / "stop", grace_s=60), pytest.raises(CallFailed, match="a call: ValueError: no"):
         fetch([_fails.remote()], deadline_s=60, what="a call")  # what was asked earlier is forgotten
+
+
+@ray.remote(num_cpus=0)
+def _sleeps() -> None:
+    time.sleep(10)
 
 
 @ray.remote

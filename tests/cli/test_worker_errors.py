@@ -55,12 +55,19 @@ def of_a_gpu() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**45), lambda: np.empty(2**45), of_a_gpu])
+def of_the_system() -> None:
+    """What a fork or a map of a file fails with."""
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+@pytest.mark.parametrize(
+    "allocate", [lambda: torch.empty(2**45), lambda: np.empty(2**45), lambda: [0] * 2**50, of_a_gpu, of_the_system]
+)
 def test_memory_that_is_not_there_is_the_users(
     allocate: Callable[[], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a worker, and in the command's own process."""
-    with pytest.raises((RuntimeError, MemoryError)) as caught:
+    with pytest.raises((RuntimeError, MemoryError, OSError)) as caught:
         allocate()
     found = failure(of_a_task(caught.value), "policy-0: update")
     assert type(found) is UserError and str(found).startswith("policy-0: update: out of memory (")

@@ -104,12 +104,11 @@ def _words(
     node: ast.AST, scope: ast.AST, top: str, module: str, codes: dict[str, int]
 ) -> Iterator[tuple[str | None, ast.expr]]:
     """(error, expression of the message) of a statement; no error: a hazard, which is only told."""
-    made = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
-    name = ast.unparse(made.func).rpartition(".")[2] if isinstance(made, ast.Call) and made.args else ""
-    if isinstance(made, ast.Call) and name in codes:
-        yield name, made.args[0]
-    elif isinstance(made, ast.Call) and isinstance(node, ast.Raise) and name == "ValueError" and top == "config":
-        yield "ConfigError", made.args[0]  # of a validator: it becomes the config's error
+    name, made = _made(node)
+    if made and name in codes:
+        yield name, made
+    elif made and isinstance(node, ast.Raise) and name == "ValueError" and top == "config":
+        yield "ConfigError", made  # of a validator: it becomes the config's error
     elif isinstance(node, ast.Return) and node.value and top == "preflight" and _returns_problem(scope):
         yield MENDED_BY_USER, node.value
     elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding" and len(node.args) == 3:
@@ -117,6 +116,14 @@ def _words(
             yield MENDED_BY_USER, node.args[2]
     elif isinstance(node, ast.Yield) and node.value and module.endswith("config.hazards"):
         yield None, node.value
+
+
+def _made(node: ast.AST) -> tuple[str, ast.expr | None]:
+    """(class, first argument) of what a statement raises or hands on, where it makes it."""
+    call = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
+    if not isinstance(call, ast.Call) or not call.args:
+        return "", None
+    return ast.unparse(call.func).rpartition(".")[2], call.args[0]
 
 
 def _hazard(text: str, module: str) -> Message:
