@@ -91,9 +91,10 @@ def run_ray_train(
 
 
 def _end(fitting: Any, ranks: list[Any], reserved: set[str]) -> None:
-    """Ends ranks and Ray Train, and gives back what it has reserved or waits for, which nobody else does.
+    """Ends ranks and Ray Train, and gives back what this job has reserved, or waits for, since `reserved`.
 
-    Without an end it would go on without a listener, or wait for room and take it from a next start.
+    Ray Train's own cleaner knows its placement group only once the ranks have started, and asks a dashboard; left alone it
+    would take its room when there is some, from a next start.
     """
     for rank in ranks:
         ray.kill(rank)
