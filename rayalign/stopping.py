@@ -67,8 +67,8 @@ def stop_on_sigterm(stop_file: Path, *, grace_s: float) -> Iterator[None]:
     finally:
         try:
             alarm.close()
-            signal.signal(signal.SIGTERM, before)
         finally:
+            signal.signal(signal.SIGTERM, before)
             _given_up.clear()
             stop_file.unlink(missing_ok=True)
 
