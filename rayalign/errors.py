@@ -115,7 +115,7 @@ def out_of_memory(error: BaseException, where: str = "") -> UserError | None:
     if not says_so and not isinstance(error, MemoryError) and getattr(error, "errno", None) != errno.ENOMEM:
         return None
     return UserError(
-        f"{where}out of memory ({text[:200] or 'of this machine'}); lower learner.micro_batch_tokens or, on a GPU beside vLLM, "
-        "placement.gpu_memory_frac (`rayalign doctor CONFIG` tells what each group holds), for rayalign control "
+        f"{where}out of memory ({text[:200] or 'of this machine'}); lower learner.micro_batch_tokens or, on a GPU beside "
+        "vLLM, placement.gpu_memory_frac (`rayalign doctor CONFIG` tells what each group holds), for rayalign control "
         "policy.batch_size or policy.hidden; or give it more"
     )

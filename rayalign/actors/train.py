@@ -71,8 +71,8 @@ def run_ray_train(
     reserved = _reserved()
     try:
         with tempfile.TemporaryDirectory(prefix="rayalign-train-", ignore_cleanup_errors=True) as storage:
-            # On this node, where `storage` is. Not in a thread: one that still waits in Ray for what never comes crashes this
-            # process when Ray ends.
+            # On this node, where `storage` is. Not in a thread: one that still waits in Ray for what never comes crashes
+            # this process when Ray ends.
             fitting = _fit.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
                 runtime_env={"env_vars": {k: v for k, v in os.environ.items() if k.startswith("RAY_TRAIN_")}},
